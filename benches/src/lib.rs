@@ -1,0 +1,1 @@
+//! What a record costs at each step, measured.

@@ -1,0 +1,1 @@
+#![doc = "The moving parts of Sunder."]

@@ -1,0 +1,3 @@
+//! The program `sunder`.
+
+fn main() {}

@@ -1,0 +1,218 @@
+//! Instants, periods and the injected clock.
+//!
+//! There are two clocks (DESIGN section 2, rule 10): the *policy* clock is a [`Clock`] and drives deadlines, sweeps and case dates;
+//! the broker's clock stamps appends. No decision reads the system clock by itself.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use chrono::{DateTime, Months, SecondsFormat, Utc};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::ids::IdError;
+
+/// An instant in UTC, in milliseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// Reads ISO 8601 with an offset or `Z`, as SP-API sends it (seconds or milliseconds).
+    ///
+    /// # Errors
+    /// [`IdError`] without the text.
+    pub fn parse(text: &str) -> Result<Self, IdError> {
+        DateTime::parse_from_rfc3339(text)
+            .map(|t| Self(t.timestamp_millis()))
+            .map_err(|_| IdError { what: "time", rule: "ISO 8601 with an offset, e.g. 2026-11-21T12:00:00Z" })
+    }
+
+    /// The instant as chrono's type; the epoch where it lies outside chrono's range.
+    #[must_use]
+    pub fn to_utc(self) -> DateTime<Utc> {
+        DateTime::from_timestamp_millis(self.0).unwrap_or_default()
+    }
+
+    /// ISO 8601 in UTC with milliseconds, e.g. `2026-11-21T12:00:00.000Z`.
+    #[must_use]
+    pub fn to_iso(self) -> String {
+        self.to_utc().to_rfc3339_opts(SecondsFormat::Millis, true)
+    }
+
+    /// This instant moved later by `period`; calendar months are calendar months.
+    #[must_use]
+    pub fn plus(self, period: Period) -> Self {
+        match period {
+            Period::Millis(ms) => Self(self.0.saturating_add(ms)),
+            Period::Months(n) => self.to_utc().checked_add_months(Months::new(n)).map_or(Self(i64::MAX), |t| Self(t.timestamp_millis())),
+        }
+    }
+
+    /// This instant moved earlier by `period`.
+    #[must_use]
+    pub fn minus(self, period: Period) -> Self {
+        match period {
+            Period::Millis(ms) => Self(self.0.saturating_sub(ms)),
+            Period::Months(n) => self.to_utc().checked_sub_months(Months::new(n)).map_or(Self(i64::MIN), |t| Self(t.timestamp_millis())),
+        }
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_iso())
+    }
+}
+
+/// A length of time as the config writes it: `500ms`, `90s`, `30m`, `6h`, `30d`, `18 months`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Period {
+    /// Fixed length in milliseconds, never negative.
+    Millis(i64),
+    /// Calendar months.
+    Months(u32),
+}
+
+impl Period {
+    /// `n` days of 24 hours.
+    #[must_use]
+    pub const fn days(n: i64) -> Self {
+        Self::Millis(n * 86_400_000)
+    }
+
+    /// `n` hours.
+    #[must_use]
+    pub const fn hours(n: i64) -> Self {
+        Self::Millis(n * 3_600_000)
+    }
+
+    /// The fixed length in milliseconds; a month counts 31 days, so the result is never shorter than the period.
+    #[must_use]
+    pub const fn millis_max(self) -> i64 {
+        match self {
+            Self::Millis(ms) => ms,
+            Self::Months(n) => n as i64 * 31 * 86_400_000,
+        }
+    }
+
+    /// As a [`std::time::Duration`], months of 31 days.
+    #[must_use]
+    pub const fn to_std(self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.millis_max().unsigned_abs())
+    }
+}
+
+impl FromStr for Period {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let error = IdError { what: "period", rule: "a number with ms, s, m, h, d or months, e.g. \"30d\" or \"18 months\"" };
+        let text = text.trim();
+        let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(|| error.clone())?;
+        let (digits, unit) = text.split_at(split);
+        let n: i64 = digits.parse().map_err(|_| error.clone())?;
+        let unit_ms = match unit.trim() {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            "month" | "months" => return u32::try_from(n).map(Self::Months).map_err(|_| error),
+            _ => return Err(error),
+        };
+        n.checked_mul(unit_ms).map(Self::Millis).ok_or(error)
+    }
+}
+
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Months(n) => write!(f, "{n} months"),
+            Self::Millis(ms) => {
+                for (unit, name) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
+                    if ms != 0 && ms % unit == 0 {
+                        return write!(f, "{}{name}", ms / unit);
+                    }
+                }
+                write!(f, "{ms}ms")
+            }
+        }
+    }
+}
+
+impl Serialize for Period {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The policy clock.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// The present instant by this clock.
+    fn now(&self) -> Timestamp;
+}
+
+/// The system clock moved by a fixed offset (`clock.offset`, test only; zero in production).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock {
+    /// Added to the system's time, in milliseconds.
+    pub offset_ms: i64,
+}
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the system clock")]
+    fn now(&self) -> Timestamp {
+        Timestamp(Utc::now().timestamp_millis().saturating_add(self.offset_ms))
+    }
+}
+
+/// A clock that stands still until it is moved: for tests, simulations and the demo.
+#[derive(Debug)]
+pub struct ManualClock(AtomicI64);
+
+impl ManualClock {
+    /// A clock that shows `start`.
+    #[must_use]
+    pub const fn at(start: Timestamp) -> Self {
+        Self(AtomicI64::new(start.0))
+    }
+
+    /// Moves the clock later by `period`.
+    pub fn advance(&self, period: Period) {
+        let next = self.now().plus(period);
+        self.0.store(next.0, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn periods_read_and_print() {
+        for text in ["30d", "90s", "6h", "1500ms", "18 months"] {
+            assert_eq!(text.parse::<Period>().unwrap().to_string(), text);
+        }
+        assert!("thirty days".parse::<Period>().is_err());
+        assert!("30".parse::<Period>().is_err());
+        assert!("-5d".parse::<Period>().is_err());
+    }
+
+    #[test]
+    fn months_are_calendar_months() {
+        let t = Timestamp::parse("2026-08-31T00:00:00Z").unwrap();
+        assert_eq!(t.plus(Period::Months(18)).to_iso(), "2028-02-29T00:00:00.000Z");
+    }
+}
