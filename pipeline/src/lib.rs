@@ -1,1 +1,6 @@
-#![doc = "The moving parts of Sunder."]
+#![doc = "The moving parts of Sunder: SP-API client and pollers, simulator, Kafka, splitter, runtime and the program `sunder`."]
+
+pub mod config;
+pub mod output;
+pub mod serve;
+pub mod telemetry;

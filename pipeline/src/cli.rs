@@ -1,0 +1,316 @@
+//! The command line: a contract (DESIGN section 6). Every command takes `--config` and `--json` before or after its name.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Exit code: done.
+pub const DONE: u8 = 0;
+/// Exit code: failed.
+pub const FAILED: u8 = 1;
+/// Exit code: wrong use or config (also clap's).
+pub const WRONG_USE: u8 = 2;
+/// Exit code: a check, verification or deadline does not hold (yet).
+pub const NOT_TRUE: u8 = 3;
+
+/// Sunder: an event-sourced pipeline for Amazon Selling Partner API data that seals personal data before it is written anywhere,
+/// and erases it with proof.
+#[derive(Debug, Parser)]
+#[command(name = "sunder", version, about, max_term_width = 110, arg_required_else_help = true, after_help = "\
+Exit codes: 0 done, 1 failed, 2 wrong use or config, 3 not (yet) true.
+
+Examples:
+  sunder demo                                        see the whole story on embedded parts, in under a minute
+  sunder config example > sunder.toml                start a configuration
+  sunder check                                       config, connections, topics, keys: each ok, warn or fail with the fix
+  sunder run                                         all roles, until SIGTERM
+  sunder open --seller A1 --order 111-2222222-3333333 --purpose invoice")]
+pub struct Cli {
+    /// The configuration file.
+    #[arg(long, global = true, default_value = "sunder.toml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// One JSON document on standard output; the log stays on standard error.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show everything on embedded parts: simulator, in-memory broker, SQLite, a virtual clock.
+    ///
+    /// Leaves sunder-demo/ in the working folder: warehouse.db, certificates/<case>/certificate.note, certificate.pub, README.txt.
+    #[cfg(feature = "embedded")]
+    Demo(DemoArgs),
+    /// Run the long-running roles, all by default: poll, split, sink, retain, serve.
+    #[command(after_help = "Examples:\n  sunder run\n  sunder run split sink\n  sunder run --until-idle --json")]
+    Run(RunArgs),
+    /// Serve a local SP-API with published limits, faults and its own clock.
+    Simulate(crate::simulator::SimulateArgs),
+    /// Check config, connections, topic drift, key rights, clock and planner statistics.
+    Check,
+    /// Make the topics as declared, or show drift.
+    Topics {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: TopicsCommand,
+    },
+    /// Who is polled.
+    Sellers {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: SellersCommand,
+    },
+    /// Open an erasure case.
+    #[command(after_help = "Examples:\n  sunder erase --seller A1 --order 111-2222222-3333333 --reason buyer-request --wait\n  sunder erase --seller A1 --all --reason seller-request --dry-run")]
+    Erase(EraseArgs),
+    /// Show open and closed cases, or one of them.
+    Cases {
+        /// The case; left out: all.
+        id: Option<String>,
+    },
+    /// Read every store again for one case.
+    Verify {
+        /// The case.
+        id: String,
+    },
+    /// Write a certificate's files, print the key that checks it, or check one offline.
+    #[command(args_conflicts_with_subcommands = true, after_help = "Examples:\n  sunder certificate case-20261122-0123456789abcdef --out cert\n  sunder certificate key\n  sunder certificate check cert/certificate.note --key certificate.pub")]
+    Certificate {
+        /// Check, or print the key.
+        #[command(subcommand)]
+        command: Option<CertificateCommand>,
+        /// The case whose certificate is written.
+        id: Option<String>,
+        /// The folder to write to.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// Read sealed fields for a registered purpose; each read is an audit event.
+    #[command(after_help = "Exit codes: 0 readable, 1 denied, 3 erased or absent.")]
+    Open(OpenArgs),
+    /// The audit log.
+    Audit {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
+    /// The configuration's form.
+    Config {
+        /// What to print.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+/// `sunder demo`
+#[cfg(feature = "embedded")]
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Sellers of the simulated API.
+    #[arg(long, default_value_t = 3)]
+    pub sellers: usize,
+    /// Orders of all sellers together.
+    #[arg(long, default_value_t = 300)]
+    pub orders: usize,
+    /// Seed of the simulated data.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// The folder that is left behind.
+    #[arg(long, default_value = "sunder-demo", value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// A long-running role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Fetch, classify, seal, publish.
+    Poll,
+    /// Split raw events into events, state and sealed blocks.
+    Split,
+    /// Write the warehouse and the vault.
+    Sink,
+    /// Sweep, work erasure cases, heartbeats.
+    Retain,
+    /// /livez, /readyz, /metrics.
+    Serve,
+}
+
+impl Role {
+    /// All roles.
+    pub const ALL: [Self; 5] = [Self::Poll, Self::Split, Self::Sink, Self::Retain, Self::Serve];
+
+    /// The name in logs and in the register of processes.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Poll => "poll",
+            Self::Split => "split",
+            Self::Sink => "sink",
+            Self::Retain => "retain",
+            Self::Serve => "serve",
+        }
+    }
+}
+
+/// `sunder run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Roles of this process; left out: all.
+    #[arg(value_enum)]
+    pub roles: Vec<Role>,
+    /// Exit 0 once every poller has caught up, every topic is drained and no case is due; 3 where a case is blocked.
+    #[arg(long)]
+    pub until_idle: bool,
+}
+
+/// `sunder topics`
+#[derive(Debug, Subcommand)]
+pub enum TopicsCommand {
+    /// Make missing topics and set drifted settings back.
+    Apply,
+    /// Show drift; exit 3 where there is any.
+    Diff,
+}
+
+/// `sunder sellers`
+#[derive(Debug, Subcommand)]
+pub enum SellersCommand {
+    /// Register a seller; its refresh token is stored wrapped by the root key.
+    Add {
+        /// `selling_partner_id`.
+        #[arg(long)]
+        id: String,
+        /// eu, na or fe.
+        #[arg(long)]
+        region: String,
+        /// Marketplace ids, comma-separated.
+        #[arg(long, value_delimiter = ',')]
+        marketplaces: Vec<String>,
+        /// File whose first line is the refresh token.
+        #[arg(long, value_name = "FILE")]
+        token_file: PathBuf,
+        /// Readmit a removed seller, with new keys.
+        #[arg(long)]
+        readmit: bool,
+    },
+    /// List them.
+    List,
+    /// Stop polling one.
+    Pause {
+        /// `selling_partner_id`.
+        id: String,
+    },
+    /// Off-board one: opens a case over everything; terminal.
+    Remove {
+        /// `selling_partner_id`.
+        id: String,
+    },
+}
+
+/// `sunder erase`
+#[derive(Debug, Args)]
+pub struct EraseArgs {
+    /// `selling_partner_id`.
+    #[arg(long)]
+    pub seller: String,
+    /// Amazon's order id.
+    #[arg(long, conflicts_with = "all", required_unless_present = "all")]
+    pub order: Option<String>,
+    /// Everything of the seller.
+    #[arg(long)]
+    pub all: bool,
+    /// Why.
+    #[arg(long, value_parser = ["amazon-request", "seller-request", "buyer-request", "seller-offboarding", "reclassified"])]
+    pub reason: String,
+    /// Business rows too; the default for amazon-request and seller-request.
+    #[arg(long)]
+    pub with_business_data: bool,
+    /// Force the log's segments to roll instead of waiting for their bound.
+    #[arg(long)]
+    pub now: bool,
+    /// Only show what would go.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Follow the case to its certificate.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `sunder certificate`
+#[derive(Debug, Subcommand)]
+pub enum CertificateCommand {
+    /// Print the verifier key on one line.
+    Key,
+    /// Check a certificate offline: no config, no network.
+    Check {
+        /// certificate.note
+        file: PathBuf,
+        /// The verifier key, or a file that holds it.
+        #[arg(long)]
+        key: String,
+    },
+    /// Make a signing key file (mode 0600).
+    NewSigner {
+        /// Where to write it.
+        file: PathBuf,
+    },
+}
+
+/// `sunder open`
+#[derive(Debug, Args)]
+pub struct OpenArgs {
+    /// `selling_partner_id`.
+    #[arg(long)]
+    pub seller: String,
+    /// Amazon's order id.
+    #[arg(long)]
+    pub order: String,
+    /// A purpose of the config.
+    #[arg(long)]
+    pub purpose: String,
+    /// The role that is claimed; left out where the purpose has one role only.
+    #[arg(long)]
+    pub role: Option<String>,
+    /// Groups of fields, comma-separated; left out: all of the purpose.
+    #[arg(long, value_delimiter = ',')]
+    pub fields: Vec<String>,
+}
+
+/// `sunder audit`
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Check the hash chain; exit 3 where it is broken.
+    Verify,
+}
+
+/// `sunder config`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// The commented example.
+    Example,
+    /// The form as JSON Schema.
+    Schema,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn config_and_json_stand_before_or_after_the_command() {
+        for words in [["sunder", "--json", "--config", "x.toml", "check"], ["sunder", "check", "--json", "--config", "x.toml"]] {
+            let cli = Cli::parse_from(words);
+            assert!(cli.json && cli.config.to_str() == Some("x.toml"));
+        }
+    }
+}
