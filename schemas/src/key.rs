@@ -90,12 +90,7 @@ pub fn partition_of_key(key: &[u8], partitions: i32) -> Partition {
 
 /// Murmur2 as in `org.apache.kafka.common.utils.Utils.murmur2` (seed 0x9747b28c).
 #[must_use]
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    reason = "32-bit wrapping arithmetic is the algorithm"
-)]
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "32-bit wrapping arithmetic is the algorithm")]
 pub fn murmur2(data: &[u8]) -> i32 {
     const M: u32 = 0x5bd1_e995;
     let mut h: u32 = 0x9747_b28c ^ data.len() as u32;

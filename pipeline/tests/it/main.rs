@@ -1,3 +1,5 @@
 //! Integration tests of the pipeline: one binary, so that it links once.
 
+// `cfg(test)` tells the lints that helpers here are tests too.
+#[cfg(test)]
 mod dependencies;
