@@ -3,4 +3,5 @@
 pub mod config;
 pub mod output;
 pub mod serve;
+pub mod spapi;
 pub mod telemetry;
