@@ -8,5 +8,7 @@ pub mod key;
 pub mod note;
 pub mod outcome;
 pub mod private;
+pub mod records;
 pub mod time;
 pub mod topic;
+pub mod wire;
