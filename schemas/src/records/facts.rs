@@ -13,7 +13,7 @@ pub struct OrderFacts {
     pub created: Timestamp,
     /// `lastUpdatedTime`: the version.
     pub last_updated: Timestamp,
-    /// `fulfillment.fulfillmentStatus`, e.g. `SHIPPED`.
+    /// `fulfillment.fulfillmentStatus`, e.g. `SHIPPED`; empty where the answer says nothing of fulfilment.
     pub status: String,
     /// `fulfillment.fulfilledBy`: `AMAZON` or `MERCHANT`.
     pub fulfilled_by: Option<String>,
@@ -66,7 +66,7 @@ struct Order<'a> {
     packages: Option<Vec<Package<'a>>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 struct Fulfillment<'a> {
     fulfillment_status: Option<String>,
@@ -104,7 +104,7 @@ impl OrderFacts {
     /// [`FactsError`]; never with a value.
     pub fn from_clear(clear: &[u8]) -> Result<Self, FactsError> {
         let order: Order<'_> = serde_json::from_slice(clear).map_err(|e| FactsError::Json { line: e.line(), column: e.column() })?;
-        let fulfillment = order.fulfillment.ok_or(FactsError::Missing("fulfillment"))?;
+        let fulfillment = order.fulfillment.unwrap_or_default();
         let window = fulfillment.deliver_by_window.and_then(|w| w.latest_date_time);
         let packages = order.packages.unwrap_or_default().into_iter().map(|package| {
             Ok(PackageFacts {
@@ -116,7 +116,7 @@ impl OrderFacts {
         Ok(Self {
             created: time("createdTime", order.created_time)?.ok_or(FactsError::Missing("createdTime"))?,
             last_updated: time("lastUpdatedTime", order.last_updated_time)?.ok_or(FactsError::Missing("lastUpdatedTime"))?,
-            status: fulfillment.fulfillment_status.ok_or(FactsError::Missing("fulfillment.fulfillmentStatus"))?,
+            status: fulfillment.fulfillment_status.unwrap_or_default(),
             fulfilled_by: fulfillment.fulfilled_by,
             latest_promise: time("fulfillment.deliverByWindow.latestDateTime", window)?,
             packages: packages.collect::<Result<_, _>>()?,

@@ -19,7 +19,7 @@ row!(
         /// pseudonym of the order; its identity in every table
         order_token: EntityToken,
         /// fulfillmentStatus: PENDING, UNSHIPPED, PARTIALLY_SHIPPED, SHIPPED, CANCELLED, ...
-        status: String,
+        status: Option<String>,
         /// when the order was placed
         created_at: Timestamp,
         /// when Amazon last changed the order
@@ -78,6 +78,10 @@ row!(
         payment_currencies: Vec<String>,
         /// acquirer of each payment, parallel
         payment_acquirer_ids: Vec<String>,
+        /// entityType of each tax registration that is the seller's or Amazon's
+        tax_entity_types: Vec<String>,
+        /// taxRegistrationType of each of them, parallel
+        tax_registration_types: Vec<String>,
         /// buyerInvoicePreference: INDIVIDUAL or BUSINESS
         buyer_invoice_preference: Option<String>,
         /// invoiceStatus
