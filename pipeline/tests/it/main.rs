@@ -3,3 +3,5 @@
 // `cfg(test)` tells the lints that helpers here are tests too.
 #[cfg(test)]
 mod dependencies;
+#[cfg(test)]
+mod kafka;

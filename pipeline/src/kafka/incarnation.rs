@@ -1,0 +1,97 @@
+//! Which topic of a name this is: offsets belong to an incarnation, and a recreated topic is another one (DESIGN section 2, rule 8).
+//!
+//! The incarnation is the topic id. A broker without topic ids (the embedded one) is asked for the `~incarnation` record that
+//! `topics apply` writes to partition 0 of each topic it creates.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::AdminClient;
+use sunder_schemas::ids::{Offset, Partition};
+
+use crate::kafka::error::KafkaError;
+use crate::kafka::health::PlainContext;
+use crate::kafka::native;
+use crate::kafka::reader::{Range, ReaderOptions, read};
+
+/// Key of the record that names an incarnation.
+pub const INCARNATION_KEY: &str = "~incarnation";
+/// Header that holds the name; the value is null, so that readers of typed topics see a tombstone of a key they do not have.
+pub const INCARNATION_HEADER: &str = "incarnation";
+/// How long an answer is believed: a topic recreated under a running process is noticed within this time (chosen: one describe call
+/// per topic and minute costs nothing; the readers' `OffsetLost` notices most cases at once).
+const BELIEVED_FOR: Duration = Duration::from_secs(60);
+/// How long a broker may take to describe a topic.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+struct Shared {
+    admin: AdminClient<PlainContext>,
+    reader: ReaderOptions,
+    /// Stands for the life of an embedded broker where even the record is gone (its retention is over).
+    broker_run: String,
+    known: Mutex<HashMap<String, (String, Instant)>>,
+}
+
+/// Asks for incarnations and remembers them for a minute.
+#[derive(Clone)]
+pub(crate) struct Incarnations {
+    shared: Arc<Shared>,
+}
+
+impl Incarnations {
+    pub(crate) fn new(admin: AdminClient<PlainContext>, reader: ReaderOptions, broker_run: String) -> Self {
+        Self { shared: Arc::new(Shared { admin, reader, broker_run, known: Mutex::new(HashMap::new()) }) }
+    }
+
+    pub(crate) fn admin(&self) -> &AdminClient<PlainContext> {
+        &self.shared.admin
+    }
+
+    fn known(&self, topic: &str) -> Option<String> {
+        let known = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(topic).filter(|(_, at)| at.elapsed() < BELIEVED_FOR).map(|(id, _)| id.clone())
+    }
+
+    /// Forgets what is believed of `topic`.
+    pub(crate) fn forget(&self, topic: &str) {
+        self.shared.known.lock().unwrap_or_else(PoisonError::into_inner).remove(topic);
+    }
+
+    pub(crate) async fn get(&self, topic: &str) -> Result<String, KafkaError> {
+        if let Some(id) = self.known(topic) {
+            return Ok(id);
+        }
+        let (this, topic) = (self.clone(), topic.to_owned());
+        super::blocking(move || this.get_blocking(&topic)).await
+    }
+
+    pub(crate) fn get_blocking(&self, topic: &str) -> Result<String, KafkaError> {
+        if let Some(id) = self.known(topic) {
+            return Ok(id);
+        }
+        let id = match native::topic_id(self.shared.admin.inner(), topic, DESCRIBE_TIMEOUT)? {
+            Some(id) => id,
+            None => self.recorded(topic)?.unwrap_or_else(|| self.shared.broker_run.clone()),
+        };
+        self.shared.known.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.to_owned(), (id.clone(), Instant::now()));
+        Ok(id)
+    }
+
+    /// The newest `~incarnation` record of partition 0.
+    fn recorded(&self, topic: &str) -> Result<Option<String>, KafkaError> {
+        let action = || format!("read the incarnation of {topic}");
+        let (low, high) =
+            self.shared.admin.inner().fetch_watermarks(topic, 0, DESCRIBE_TIMEOUT).map_err(|error| KafkaError::call(action(), &error))?;
+        // It is the first record ever written, or near it: a few records beyond the log's start are enough.
+        let range = Range { topic: topic.to_owned(), partition: Partition(0), from: Offset(low), to: Offset(high.min(low + 64)) };
+        let mut found = None;
+        read(&self.shared.reader, std::slice::from_ref(&range), |record| {
+            if record.key == Some(INCARNATION_KEY.as_bytes()) {
+                found = record.header(INCARNATION_HEADER).and_then(|id| std::str::from_utf8(id).ok()).map(str::to_owned);
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+}
