@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 
+pub mod catalogue;
 pub mod certificate;
 pub mod class;
+pub mod classify;
 pub mod envelope;
 pub mod ids;
 pub mod key;

@@ -1,0 +1,627 @@
+//! The one pass over the body: JSON tokens become a flat list of items, each with where it goes.
+
+use jiter::{Jiter, JiterError, JiterErrorType, JsonErrorType, Peek};
+use zeroize::Zeroize;
+
+use super::emit::{self, Source, TokenCache};
+use super::{BodyCode, BodyError, Classified, Identity, Limits, Page, RejectCode, Rejected, Tokens};
+use crate::catalogue::{
+    CLEAR, Capture, Catalogue, EntityKind, LEFT_OUT, NodeId, ROOT, Shape, Switch, TokenKind, Tree, Type, UNCLASSIFIED, group_bit,
+};
+use crate::class::FieldGroup;
+use crate::ids::{EntityToken, MarketplaceId, OrderId};
+use crate::key;
+use crate::private::Plain;
+use crate::time::Timestamp;
+
+/// No node: below here nothing is known.
+pub(super) const UNKNOWN: NodeId = NodeId::MAX;
+
+/// Text in the body, or, where it had escapes, in [`Scratch::side`]; in both as it is written between quotes in canonical JSON.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Span {
+    start: u32,
+    /// The length, with the highest bit set for the side buffer.
+    len: u32,
+}
+
+const SIDE: u32 = 1 << 31;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Null, true, false or a number: written as fetched.
+    Bare,
+    String,
+    Array,
+    Object,
+}
+
+/// A value of the answer. Items stand in the order of the answer, so the children of one follow it up to its `end`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Item {
+    pub(super) kind: Kind,
+    pub(super) mask: u16,
+    /// The node whose name it has; [`UNKNOWN`] for a name no rule knows, which then stands in `name`.
+    pub(super) node: NodeId,
+    /// The token that stands for it in the clear part.
+    pub(super) token: Option<TokenKind>,
+    pub(super) end: u32,
+    pub(super) name: Span,
+    pub(super) text: Span,
+}
+
+/// Buffers kept from answer to answer.
+#[derive(Default)]
+pub(super) struct Scratch {
+    items: Vec<Item>,
+    side: Vec<u8>,
+    tape: Vec<u8>,
+    pub(super) out: Vec<u8>,
+    counts: Vec<(NodeId, u64)>,
+    tokens: TokenCache,
+}
+
+impl Scratch {
+    /// Wipes every fetched value.
+    pub(super) fn wipe(&mut self) {
+        self.items.clear();
+        self.counts.clear();
+        self.side.zeroize();
+        self.tape.zeroize();
+        self.out.zeroize();
+        self.tokens.clear();
+    }
+}
+
+/// The text of a span.
+#[inline]
+pub(super) fn text<'a>(body: &'a [u8], side: &'a [u8], span: Span) -> &'a [u8] {
+    let from = if span.len & SIDE == 0 { body } else { side };
+    let start = span.start as usize;
+    from.get(start..start + (span.len & !SIDE) as usize).unwrap_or_default()
+}
+
+/// Keeps a decoded string: in place where the body has it as it is, else escaped into `side`.
+#[inline]
+fn keep(body: &[u8], side: &mut Vec<u8>, decoded: &str) -> Span {
+    let at = decoded.as_ptr().addr().wrapping_sub(body.as_ptr().addr());
+    // The limit on bodies keeps offsets and lengths below 2^31.
+    let len = u32::try_from(decoded.len()).unwrap_or_default();
+    if at < body.len() {
+        return Span { start: u32::try_from(at).unwrap_or_default(), len };
+    }
+    let start = side.len();
+    emit::escape(side, decoded.as_bytes());
+    Span { start: u32::try_from(start).unwrap_or_default(), len: u32::try_from(side.len() - start).unwrap_or_default() | SIDE }
+}
+
+/// The two halves of an entity before its identity is known.
+struct Halves {
+    clear: Vec<u8>,
+    payload_sha256: String,
+    groups: Vec<(FieldGroup, Plain<Vec<u8>>)>,
+    unclassified: Vec<(String, u64)>,
+}
+
+impl Halves {
+    fn of(self, identity: Identity) -> Classified {
+        let Self { clear, payload_sha256, groups, unclassified } = self;
+        Classified { identity, clear, payload_sha256, groups, unclassified }
+    }
+}
+
+/// An inventory level whose page has not told its marketplace yet: it may stand behind the list.
+struct Waiting {
+    index: usize,
+    id: [String; 3],
+    version: Option<Timestamp>,
+    halves: Halves,
+}
+
+struct Parser<'a, 'j> {
+    jiter: Jiter<'j>,
+    body: &'j [u8],
+    catalogue: &'a Catalogue,
+    tree: &'a Tree,
+    limits: &'a Limits,
+    tokens: &'a dyn Tokens,
+    s: &'a mut Scratch,
+    page: Page,
+    waiting: Vec<Waiting>,
+    captures: [Option<Span>; Capture::SLOTS],
+    /// The last known property, for errors.
+    at: NodeId,
+    /// Where the current entity's items begin; 0 outside.
+    base: usize,
+    in_entity: bool,
+    entities: usize,
+    entities_found: bool,
+}
+
+type Parsed<T> = Result<T, BodyError>;
+
+pub(super) fn page(catalogue: &Catalogue, body: &[u8], tokens: &dyn Tokens, limits: &Limits, s: &mut Scratch) -> Parsed<Page> {
+    let root = "page";
+    if body.len() > limits.body_bytes_max.min(SIDE as usize / 8) {
+        return Err(BodyError::at(BodyCode::TooLarge, &[], body.len(), root));
+    }
+    if let Err(error) = std::str::from_utf8(body) {
+        return Err(BodyError::at(BodyCode::NotUtf8, body, error.valid_up_to(), root));
+    }
+    let tape = std::mem::take(&mut s.tape);
+    let mut parser = Parser {
+        jiter: Jiter::with_tape(body, tape),
+        body,
+        catalogue,
+        tree: &catalogue.tree,
+        limits,
+        tokens,
+        s,
+        page: Page::default(),
+        waiting: Vec::new(),
+        captures: [None; Capture::SLOTS],
+        at: ROOT,
+        base: 0,
+        in_entity: false,
+        entities: 0,
+        entities_found: false,
+    };
+    let result = parser.whole();
+    let Parser { jiter, page, s, .. } = parser;
+    s.tape = jiter.into_tape();
+    result.map(|()| page)
+}
+
+impl Parser<'_, '_> {
+    fn error(&self, code: BodyCode) -> BodyError {
+        let path = self.tree.node(self.at).map_or("page", |node| &node.path);
+        BodyError::at(code, self.body, self.jiter.current_index(), path)
+    }
+
+    #[cold]
+    fn syntax(&self, error: &JiterError) -> BodyError {
+        let code = match &error.error_type {
+            JiterErrorType::JsonError(
+                JsonErrorType::EofWhileParsingList
+                | JsonErrorType::EofWhileParsingObject
+                | JsonErrorType::EofWhileParsingString
+                | JsonErrorType::EofWhileParsingValue,
+            ) => BodyCode::Truncated,
+            JiterErrorType::JsonError(JsonErrorType::TrailingCharacters) => BodyCode::TrailingBytes,
+            JiterErrorType::JsonError(_) | JiterErrorType::WrongType { .. } => BodyCode::NotJson,
+        };
+        let path = self.tree.node(self.at).map_or("page", |node| &node.path);
+        BodyError::at(code, self.body, error.index, path)
+    }
+
+    fn whole(&mut self) -> Parsed<()> {
+        let peek = self.jiter.peek().map_err(|e| self.syntax(&e))?;
+        let mask = self.value(peek, ROOT, UNKNOWN, Span::default(), 1)?;
+        self.at = ROOT;
+        self.jiter.finish().map_err(|e| self.syntax(&e))?;
+        if !self.entities_found {
+            return Err(self.error(BodyCode::NoEntities));
+        }
+        self.page.next_token = self.page_text(Capture::NextToken)?;
+        if let Some(end) = self.page_text(Capture::WindowEnd)? {
+            self.page.window_end = Some(Timestamp::parse(&end).map_err(|_| self.error(BodyCode::BadPage))?);
+        }
+        self.identify_waiting()?;
+        if mask & UNCLASSIFIED != 0 {
+            let Scratch { items, side, out, .. } = &mut *self.s;
+            out.clear();
+            emit::group(out, Source { tree: self.tree, body: self.body, side, items }, 0, UNCLASSIFIED);
+            self.page.leftover = Some(Plain::new(out.clone()));
+        }
+        self.page.unclassified = self.take_counts();
+        Ok(())
+    }
+
+    /// One of the page's own strings, as text; an empty one is as wrong as one of another type.
+    fn page_text(&self, capture: Capture) -> Parsed<Option<String>> {
+        let Some(span) = self.captured(capture) else { return Ok(None) };
+        match decoded(self.body, &self.s.side, span) {
+            Some(text) if !text.is_empty() => Ok(Some(text)),
+            _ => Err(self.error(BodyCode::BadPage)),
+        }
+    }
+
+    fn captured(&self, capture: Capture) -> Option<Span> {
+        self.captures.get(capture.slot()).copied().flatten()
+    }
+
+    fn take_counts(&mut self) -> Vec<(String, u64)> {
+        let tree = self.tree;
+        self.s
+            .counts
+            .drain(..)
+            .map(|(id, count)| (tree.node(id).map_or_else(String::new, |node| format!("{}.*", node.path)), count))
+            .collect()
+    }
+
+    /// Counts a value that no rule classifies, under the last known property.
+    #[cold]
+    fn unclassified(&mut self, at: NodeId) {
+        match self.s.counts.iter_mut().find(|(id, _)| *id == at) {
+            Some((_, count)) => *count += 1,
+            None => self.s.counts.push((at, 1)),
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, item: Item) -> Parsed<usize> {
+        let index = self.s.items.len();
+        if index - self.base >= self.limits.values_max {
+            return Err(self.error(BodyCode::TooManyValues));
+        }
+        self.s.items.push(item);
+        Ok(index)
+    }
+
+    #[inline]
+    fn close(&mut self, index: usize, mask: u16) {
+        let end = u32::try_from(self.s.items.len()).unwrap_or(u32::MAX);
+        if let Some(item) = self.s.items.get_mut(index) {
+            item.end = end;
+            item.mask = mask;
+        }
+    }
+
+    /// Reads one value by the rules at `rule` ([`UNKNOWN`]: none) and returns where its content goes.
+    fn value(&mut self, peek: Peek, rule: NodeId, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
+        let Some(node) = self.tree.node(rule) else { return self.unknown(peek, named, name, depth) };
+        if node.entity && !self.in_entity {
+            return self.entity(peek, rule, named, depth);
+        }
+        match (&node.shape, peek) {
+            (_, Peek::Null) => self.bare(peek, named, name, node.mask),
+            (Shape::Leaf(Type::String), Peek::String) => {
+                let span = self.string()?;
+                if let Some(capture) = node.capture
+                    && let Some(slot) = self.captures.get_mut(capture.slot())
+                {
+                    *slot = Some(span);
+                }
+                let end = self.next();
+                self.push(Item { kind: Kind::String, mask: node.mask, node: named, token: node.token, end, name, text: span })?;
+                Ok(node.mask)
+            }
+            (Shape::Leaf(Type::Number), peek) if peek.is_num() => self.bare(peek, named, name, node.mask),
+            (Shape::Leaf(Type::Boolean), Peek::True | Peek::False) => self.bare(peek, named, name, node.mask),
+            (Shape::Object(_), Peek::Object) => self.object(rule, named, name, depth),
+            (Shape::Array(element), Peek::Array) => self.array(*element, node.mask, named, name, depth),
+            _ if node.page => {
+                self.at = rule;
+                Err(self.error(BodyCode::BadPage))
+            }
+            _ => {
+                self.unclassified(rule);
+                self.unknown(peek, named, name, depth)
+            }
+        }
+    }
+
+    #[inline]
+    fn string(&mut self) -> Parsed<Span> {
+        let (body, max) = (self.body, self.limits.string_bytes_max);
+        match self.jiter.known_str() {
+            Ok(decoded) if decoded.len() <= max => Ok(keep(body, &mut self.s.side, decoded)),
+            Ok(_) => Err(self.error(BodyCode::StringTooLong)),
+            Err(error) => Err(self.syntax(&error)),
+        }
+    }
+
+    /// Where the item after the next one will stand: the end of a value without children.
+    #[inline]
+    fn next(&self) -> u32 {
+        u32::try_from(self.s.items.len() + 1).unwrap_or(u32::MAX)
+    }
+
+    #[inline]
+    fn leaf(&mut self, kind: Kind, node: NodeId, name: Span, text: Span, mask: u16) -> Parsed<u16> {
+        let end = self.next();
+        self.push(Item { kind, mask, node, token: None, end, name, text })?;
+        Ok(mask)
+    }
+
+    /// Null, true, false or a number.
+    #[inline]
+    fn bare(&mut self, peek: Peek, node: NodeId, name: Span, mask: u16) -> Parsed<u16> {
+        let start = self.jiter.current_index();
+        let read = match peek {
+            Peek::Null => self.jiter.known_null(),
+            Peek::True | Peek::False => self.jiter.known_bool(peek).map(|_| ()),
+            _ => self.jiter.known_number_bytes(peek).map(|_| ()),
+        };
+        read.map_err(|e| self.syntax(&e))?;
+        let len = self.jiter.current_index() - start;
+        let span = Span { start: u32::try_from(start).unwrap_or_default(), len: u32::try_from(len).unwrap_or_default() };
+        self.leaf(Kind::Bare, node, name, span, mask)
+    }
+
+    fn object(&mut self, rule: NodeId, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
+        self.at = rule;
+        if depth > self.limits.depth_max {
+            return Err(self.error(BodyCode::TooDeep));
+        }
+        let tree = self.tree;
+        let Some(node) = tree.node(rule) else { return Ok(0) };
+        let Shape::Object(names) = &node.shape else { return Ok(0) };
+        let index = self.push(Item { kind: Kind::Object, mask: 0, node: named, token: None, end: 0, name, text: Span::default() })?;
+        let (body, max) = (self.body, self.limits.string_bytes_max);
+        let mut mask = 0;
+        let mut seen = 0u32;
+        let mut key = self.jiter.known_object();
+        loop {
+            let (child, unknown) = match key {
+                Ok(None) => break,
+                Ok(Some(key)) if key.len() > max => return Err(self.error(BodyCode::StringTooLong)),
+                Ok(Some(key)) => match names.find(key) {
+                    Some(child) => (child, Span::default()),
+                    None => (UNKNOWN, keep(body, &mut self.s.side, key)),
+                },
+                Err(error) => return Err(self.syntax(&error)),
+            };
+            let rank = tree.node(child).map(|child| 1u32 << (child.rank % 32));
+            let again = rank.is_some_and(|bit| seen & bit != 0);
+            seen |= rank.unwrap_or_default();
+            let peek = self.jiter.peek().map_err(|e| self.syntax(&e))?;
+            if rank.is_none() || again {
+                mask |= self.outside(peek, if again { child } else { rule }, child, unknown, depth + 1)?;
+            } else {
+                mask |= self.value(peek, child, child, unknown, depth + 1)?;
+            }
+            self.at = rule;
+            key = self.jiter.next_key();
+        }
+        self.close(index, mask);
+        if let Some(switch) = &node.switch
+            && !self.holds(index, switch)
+        {
+            mask = self.turn(index, switch);
+        }
+        Ok(mask)
+    }
+
+    /// A member without a rule, or one that was there before.
+    #[cold]
+    fn outside(&mut self, peek: Peek, known: NodeId, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
+        if named != UNKNOWN && self.tree.node(named).is_some_and(|node| node.page || node.entity) {
+            self.at = named;
+            return Err(self.error(BodyCode::DuplicatePage));
+        }
+        self.unclassified(known);
+        self.unknown(peek, named, name, depth)
+    }
+
+    fn array(&mut self, element: NodeId, home: u16, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
+        if depth > self.limits.depth_max {
+            return Err(self.error(BodyCode::TooDeep));
+        }
+        if !self.in_entity && self.tree.node(element).is_some_and(|node| node.entity) {
+            self.entities_found = true;
+        }
+        let index = self.push(Item { kind: Kind::Array, mask: 0, node: named, token: None, end: 0, name, text: Span::default() })?;
+        let mut mask = 0;
+        let mut next = self.jiter.known_array().map_err(|e| self.syntax(&e))?;
+        if next.is_none() {
+            mask = home;
+        }
+        while let Some(peek) = next {
+            mask |= self.value(peek, element, UNKNOWN, Span::default(), depth + 1)?;
+            next = self.jiter.array_step().map_err(|e| self.syntax(&e))?;
+        }
+        self.close(index, mask);
+        Ok(mask)
+    }
+
+    /// Reads any value whole into the unclassified group.
+    fn unknown(&mut self, peek: Peek, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
+        match peek {
+            Peek::String => {
+                let span = self.string()?;
+                self.leaf(Kind::String, named, name, span, UNCLASSIFIED)
+            }
+            Peek::Array | Peek::Object => {
+                if depth > self.limits.depth_max {
+                    return Err(self.error(BodyCode::TooDeep));
+                }
+                let kind = if peek == Peek::Array { Kind::Array } else { Kind::Object };
+                let index = self.push(Item { kind, mask: 0, node: named, token: None, end: 0, name, text: Span::default() })?;
+                if kind == Kind::Array {
+                    self.unknown_elements(depth)?
+                } else {
+                    self.unknown_members(depth)?
+                }
+                self.close(index, UNCLASSIFIED);
+                Ok(UNCLASSIFIED)
+            }
+            _ => self.bare(peek, named, name, UNCLASSIFIED),
+        }
+    }
+
+    fn unknown_elements(&mut self, depth: usize) -> Parsed<()> {
+        let mut next = self.jiter.known_array().map_err(|e| self.syntax(&e))?;
+        while let Some(peek) = next {
+            self.unknown(peek, UNKNOWN, Span::default(), depth + 1)?;
+            next = self.jiter.array_step().map_err(|e| self.syntax(&e))?;
+        }
+        Ok(())
+    }
+
+    fn unknown_members(&mut self, depth: usize) -> Parsed<()> {
+        let (body, max) = (self.body, self.limits.string_bytes_max);
+        let mut key = self.jiter.known_object();
+        loop {
+            let name = match key {
+                Ok(None) => return Ok(()),
+                Ok(Some(key)) if key.len() > max => return Err(self.error(BodyCode::StringTooLong)),
+                Ok(Some(key)) => keep(body, &mut self.s.side, key),
+                Err(error) => return Err(self.syntax(&error)),
+            };
+            let peek = self.jiter.peek().map_err(|e| self.syntax(&e))?;
+            self.unknown(peek, UNKNOWN, name, depth + 1)?;
+            key = self.jiter.next_key();
+        }
+    }
+
+    /// Whether the deciding property of the object at `index` is given once, as a string, with one of the switch's values.
+    fn holds(&self, index: usize, switch: &Switch) -> bool {
+        let mut held = 0;
+        for (_, child) in emit::children(&self.s.items, index).filter(|(_, child)| child.node == switch.property) {
+            let value = text(self.body, &self.s.side, child.text);
+            if child.kind != Kind::String || child.mask & UNCLASSIFIED != 0 || !switch.values.iter().any(|v| v.as_bytes() == value) {
+                return false;
+            }
+            held += 1;
+        }
+        held == 1
+    }
+
+    /// Sends what the switch is about to its group, save what is unclassified, and returns where the object's content then goes.
+    fn turn(&mut self, index: usize, switch: &Switch) -> u16 {
+        let mut mask = 0;
+        let members: smallvec::SmallVec<[(usize, usize, NodeId); 16]> =
+            emit::children(&self.s.items, index).map(|(at, child)| (at, child.end as usize, child.node)).collect();
+        for (from, to, node) in members {
+            let concerned = switch.only.is_empty() || switch.only.contains(&node);
+            for item in self.s.items.get_mut(from..to).unwrap_or_default() {
+                if concerned && item.mask & !UNCLASSIFIED != 0 {
+                    item.mask = (item.mask & UNCLASSIFIED) | switch.otherwise;
+                }
+            }
+            mask |= self.s.items.get(from).map_or(0, |item| item.mask);
+        }
+        self.close(index, mask);
+        mask
+    }
+
+    /// Reads one entity, writes its two halves, and forgets its items.
+    fn entity(&mut self, peek: Peek, rule: NodeId, named: NodeId, depth: usize) -> Parsed<u16> {
+        let index = self.entities;
+        self.entities += 1;
+        self.entities_found = true;
+        self.at = rule;
+        if self.entities > self.limits.entities_max {
+            return Err(self.error(BodyCode::TooManyEntities));
+        }
+        let page_counts = std::mem::take(&mut self.s.counts);
+        let (items, side) = (self.s.items.len(), self.s.side.len());
+        for capture in [Capture::Id(0), Capture::Id(1), Capture::Id(2), Capture::Version, Capture::Marketplace] {
+            if let Some(slot) = self.captures.get_mut(capture.slot()) {
+                *slot = None;
+            }
+        }
+        (self.base, self.in_entity) = (items, true);
+        let mask = if peek == Peek::Object {
+            self.object(rule, named, Span::default(), depth)?
+        } else {
+            self.unknown(peek, named, Span::default(), depth)?
+        };
+        let outcome = if peek == Peek::Object { self.finish_entity(index, items, mask) } else { Err((RejectCode::NotAnObject, None)) };
+        if let Err((code, capture)) = outcome {
+            let path = self.path_of(rule, capture);
+            self.page.rejected.push(Rejected { index, code, path });
+        }
+        (self.base, self.in_entity) = (0, false);
+        self.s.items.truncate(items);
+        if let Some(rest) = self.s.side.get_mut(side..) {
+            rest.zeroize();
+        }
+        self.s.side.truncate(side);
+        self.s.counts = page_counts;
+        self.at = rule;
+        Ok(0)
+    }
+
+    /// The path of a captured property below the entity at `rule`.
+    fn path_of(&self, rule: NodeId, capture: Option<Capture>) -> String {
+        let node = capture.map_or_else(|| self.tree.node(rule), |capture| self.tree.capturing(capture));
+        node.map_or_else(String::new, |node| node.path.to_string())
+    }
+
+    fn finish_entity(&mut self, index: usize, items: usize, mask: u16) -> Result<(), (RejectCode, Option<Capture>)> {
+        let id = self.entity_text(Capture::Id(0)).ok_or((RejectCode::NoId, Some(Capture::Id(0))))?;
+        let version = self.entity_text(Capture::Version).map(|text| Timestamp::parse(&text)).transpose();
+        let version = version.map_err(|_| (RejectCode::BadVersion, Some(Capture::Version)))?;
+        match self.catalogue.kind() {
+            EntityKind::Order => {
+                let parsed = OrderId::parse(&id);
+                let mut id = id;
+                id.zeroize();
+                let id = parsed.map_err(|_| (RejectCode::BadId, Some(Capture::Id(0))))?;
+                let source_version = version.ok_or((RejectCode::NoVersion, Some(Capture::Version)))?;
+                let marketplace_id = self.entity_text(Capture::Marketplace).map(|text| MarketplaceId::parse(&text)).transpose();
+                let marketplace_id = marketplace_id.map_err(|_| (RejectCode::BadMarketplace, Some(Capture::Marketplace)))?;
+                let token = self.tokens.token(TokenKind::Order, id.reveal());
+                let span = self.captured(Capture::Id(0)).unwrap_or_default();
+                let halves = self.halves(items, mask, Some((id.reveal(), span, token)));
+                self.page.entities.push(halves.of(Identity::Order { id, token, marketplace_id, source_version }));
+            }
+            EntityKind::InventoryLevel => {
+                let part = |part| self.entity_text(Capture::Id(part)).unwrap_or_default();
+                let id = [id, part(1), part(2)];
+                let halves = self.halves(items, mask, None);
+                self.waiting.push(Waiting { index, id, version, halves });
+            }
+        }
+        Ok(())
+    }
+
+    fn entity_text(&self, capture: Capture) -> Option<String> {
+        decoded(self.body, &self.s.side, self.captured(capture)?)
+    }
+
+    /// Writes both halves of the entity whose items begin at `from`.
+    fn halves(&mut self, from: usize, mask: u16, order: Option<(&str, Span, EntityToken)>) -> Halves {
+        let Scratch { items, side, out, tokens, .. } = &mut *self.s;
+        let source = Source { tree: self.tree, body: self.body, side, items };
+        out.clear();
+        emit::clear(out, source, from, mask, tokens, self.tokens, order);
+        let clear = out.clone();
+        let payload_sha256 = hex::encode(ring::digest::digest(&ring::digest::SHA256, &clear));
+        let mut groups = Vec::with_capacity((mask & !(CLEAR | LEFT_OUT)).count_ones() as usize);
+        for group in FieldGroup::ALL {
+            let bit = group_bit(*group);
+            if mask & bit != 0 {
+                out.clear();
+                emit::group(out, source, from, bit);
+                groups.push((*group, Plain::new(out.clone())));
+            }
+        }
+        Halves { clear, payload_sha256, groups, unclassified: self.take_counts() }
+    }
+
+    /// Gives the inventory levels their identity, now that the page has been read to its end.
+    fn identify_waiting(&mut self) -> Parsed<()> {
+        let marketplace = self.page_text(Capture::PageMarketplace)?;
+        let marketplace = marketplace.map(|text| MarketplaceId::parse(&text)).transpose().map_err(|_| self.error(BodyCode::BadPage))?;
+        for Waiting { index, id: [sku, fnsku, condition], version, halves } in std::mem::take(&mut self.waiting) {
+            let Some(marketplace_id) = marketplace.clone() else {
+                let path = self.tree.capturing(Capture::PageMarketplace).map_or_else(String::new, |node| node.path.to_string());
+                self.page.rejected.push(Rejected { index, code: RejectCode::NoMarketplace, path });
+                continue;
+            };
+            let joined = key::join([marketplace_id.as_str(), &sku, &fnsku, &condition]);
+            let token = self.tokens.token(TokenKind::InventoryLevel, &joined);
+            self.page.entities.push(halves.of(Identity::InventoryLevel { token, marketplace_id, source_version: version }));
+        }
+        self.page.rejected.sort_by_key(|rejected| rejected.index);
+        Ok(())
+    }
+}
+
+/// The decoded text of a span: canonical escapes undone.
+pub(super) fn decoded(body: &[u8], side: &[u8], span: Span) -> Option<String> {
+    let raw = text(body, side, span);
+    if span.len & SIDE == 0 {
+        return std::str::from_utf8(raw).ok().map(str::to_owned);
+    }
+    let mut quoted = Vec::with_capacity(raw.len() + 2);
+    quoted.push(b'"');
+    quoted.extend_from_slice(raw);
+    quoted.push(b'"');
+    let decoded = Jiter::new(&quoted).next_str().ok().map(str::to_owned);
+    quoted.zeroize();
+    decoded
+}
