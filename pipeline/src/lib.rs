@@ -4,5 +4,6 @@ pub mod config;
 pub mod kafka;
 pub mod output;
 pub mod serve;
+pub mod simulator;
 pub mod spapi;
 pub mod telemetry;
