@@ -3,7 +3,9 @@
 pub mod config;
 pub mod kafka;
 pub mod output;
+pub mod registry;
 pub mod serve;
 pub mod simulator;
 pub mod spapi;
+pub mod split;
 pub mod telemetry;

@@ -23,6 +23,9 @@ pub const AMOUNT_PRECISION: u32 = 28;
 /// Digits of a money amount after the point: more than any currency has; an amount that needs more is refused, never rounded.
 pub const AMOUNT_SCALE: u32 = 6;
 
+/// The rule broken by bytes that stand in the place of a sealed block and are none.
+pub const BAD_BLOCK: &str = "not a sealed block";
+
 /// A body that is not the Avro it should be: the field and the byte, never a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the Avro body breaks off at byte {at}, field {field}: {rule}")]
@@ -360,7 +363,7 @@ scalars! {
     MarketplaceId: Text, "\"string\"", |v, out| put_bytes(v.as_str().as_bytes(), out), |r| MarketplaceId::parse(r.text()?).map_err(|e| e.rule), |c| Cell::Text(c.as_str());
     FieldGroup: Text, "\"string\"", |v, out| put_bytes(v.as_str().as_bytes(), out), |r| r.text()?.parse::<FieldGroup>().map_err(|e| e.rule), |c| Cell::Text(c.as_str());
     DeadLetterReason: Text, "\"string\"", |v, out| put_bytes(v.as_str().as_bytes(), out), |r| r.text()?.parse::<DeadLetterReason>().map_err(|e| e.rule), |c| Cell::Text(c.as_str());
-    SealedBlock: Bytes, "\"bytes\"", |v, out| put_bytes(v.as_bytes(), out), |r| SealedBlock::from_bytes(r.sized()?.to_vec()).map_err(|e| e.0), |c| Cell::Bytes(c.as_bytes());
+    SealedBlock: Bytes, "\"bytes\"", |v, out| put_bytes(v.as_bytes(), out), |r| SealedBlock::from_bytes(r.sized()?.to_vec()).map_err(|_| BAD_BLOCK), |c| Cell::Bytes(c.as_bytes());
 }
 
 fn put_uuid(id: EventId, out: &mut Vec<u8>) {
