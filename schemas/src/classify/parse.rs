@@ -25,6 +25,11 @@ pub(super) struct Span {
 
 const SIDE: u32 = 1 << 31;
 
+/// Room for one half of an entity, in bytes. Chosen: three times a large order.
+const OUT_BYTES: usize = 64 * 1024;
+/// Room for an entity's strings with escapes, in bytes. Chosen: most orders have none.
+const SIDE_BYTES: usize = 8 * 1024;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Null, true, false or a number: written as fetched.
@@ -123,6 +128,9 @@ pub(super) fn page(catalogue: &Catalogue, body: &[u8], tokens: &dyn Tokens, limi
     if let Err(error) = std::str::from_utf8(body) {
         return Err(BodyError::at(BodyCode::NotUtf8, body, error.valid_up_to(), root));
     }
+    // A buffer that grows leaves its old bytes behind, unwiped: begin with room for any usual order.
+    s.out.reserve(OUT_BYTES);
+    s.side.reserve(SIDE_BYTES);
     let tape = std::mem::take(&mut s.tape);
     let mut parser = Parser {
         jiter: Jiter::with_tape(body, tape),
