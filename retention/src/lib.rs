@@ -1,3 +1,15 @@
 #![doc = include_str!("../README.md")]
 
+pub mod admit;
+pub mod audit;
+pub mod cursor;
+pub mod deadline;
+pub mod keydb;
+pub mod keys;
+pub mod lease;
+pub mod ledger;
+pub mod outbox;
+pub mod root;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;

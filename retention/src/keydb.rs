@@ -1,0 +1,337 @@
+//! The key database: keys, erased ledger, cases, cursors, audit. One pool over PostgreSQL or SQLite, migrated at start.
+//!
+//! Invariants: SQL text is the same on both (`$n` placeholders, `ON CONFLICT`, `RETURNING`); a writer takes its lock when it begins,
+//! so that SQLite never fails in the middle of a transaction; SQLite overwrites what it deletes (`secure_delete`).
+//! It does not know what the tables mean: see `ledger`, `admit`, `audit`.
+
+use std::borrow::Cow;
+use std::str::FromStr;
+use std::sync::Once;
+use std::time::Duration;
+
+use ring::digest;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions, AnyRow};
+use sqlx::{Any, AnyPool, AssertSqlSafe, ConnectOptions, Executor, Row, Transaction};
+
+/// Connections per process. Chosen: a process works on few batches at once; PostgreSQL's default allows 100 in all.
+const CONNECTIONS_MAX: u32 = 8;
+/// How long a writer waits for SQLite's one write lock, in milliseconds. Chosen: far above the longest batch.
+const SQLITE_BUSY_MS: u32 = 30_000;
+/// How long to wait for a connection, so that a database gone at start is reported within 30 s (DESIGN section 6).
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Rows of one multi-row statement: below SQLite's 32766 and PostgreSQL's 65535 parameters with up to 32 columns.
+pub const ROWS_PER_STATEMENT: usize = 1000;
+/// Name of the lock that lets one process migrate at a time on PostgreSQL: "sunder" in ASCII.
+const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(126943972910450)";
+
+/// The migrations, in order: numbers 01xx belong to keys and ledger, 02xx to cases. One step each; never changed once released.
+const MIGRATIONS: &[(i64, &str)] = &[
+    (101, include_str!("../migrations/0101_seller.sql")),
+    (102, include_str!("../migrations/0102_subject.sql")),
+    (103, include_str!("../migrations/0103_process.sql")),
+    (104, include_str!("../migrations/0104_cursor.sql")),
+    (105, include_str!("../migrations/0105_audit.sql")),
+    (106, include_str!("../migrations/0106_quarantine.sql")),
+];
+
+/// An error of the key database: what was tried and a code; never the database's own text, which quotes values.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("key database could not {action}: {code}")]
+pub struct DbError {
+    /// What was tried.
+    pub action: &'static str,
+    /// SQLSTATE, SQLite's code, or a word such as `unreachable`.
+    pub code: String,
+    /// Whether trying again may help.
+    pub retry: bool,
+}
+
+impl DbError {
+    /// An error with a code of our own that no retry helps.
+    #[must_use]
+    pub fn fixed(action: &'static str, code: &str) -> Self {
+        Self { action, code: code.to_owned(), retry: false }
+    }
+}
+
+/// Converts sqlx's error to a code; used as `map_err(on("read the subject"))`.
+pub fn on(action: &'static str) -> impl Fn(sqlx::Error) -> DbError {
+    move |error| {
+        let (code, retry): (Cow<'_, str>, bool) = match &error {
+            sqlx::Error::Database(e) => {
+                let code = e.code().unwrap_or(Cow::Borrowed("unknown"));
+                // Serialisation, deadlock, shutdown and connection classes of PostgreSQL; busy and locked of SQLite.
+                let retry =
+                    code.starts_with("40") || code.starts_with("57") || code.starts_with("08") || matches!(&*code, "5" | "6" | "517");
+                (code, retry)
+            }
+            sqlx::Error::Io(_) => (Cow::Borrowed("unreachable"), true),
+            sqlx::Error::Tls(_) => (Cow::Borrowed("tls"), false),
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => (Cow::Borrowed("no_connection"), true),
+            sqlx::Error::RowNotFound => (Cow::Borrowed("row_missing"), false),
+            sqlx::Error::Configuration(_) => (Cow::Borrowed("bad_url"), false),
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) | sqlx::Error::Decode(_) => {
+                (Cow::Borrowed("bad_column"), false)
+            }
+            _ => (Cow::Borrowed("driver"), false),
+        };
+        DbError { action, code: code.into_owned(), retry }
+    }
+}
+
+/// Which database it is; SQL differs only where a module asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// PostgreSQL 15 or later.
+    Postgres,
+    /// SQLite 3.
+    Sqlite,
+}
+
+impl Dialect {
+    /// SQL expression of the database's own clock in milliseconds since 1970: leases are compared by one clock only.
+    #[must_use]
+    pub const fn now_ms(self) -> &'static str {
+        match self {
+            Self::Postgres => "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+            Self::Sqlite => "CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER)",
+        }
+    }
+
+    /// What locks selected rows until the transaction ends; empty on SQLite, whose writers hold the whole database.
+    #[must_use]
+    pub const fn for_update(self) -> &'static str {
+        match self {
+            Self::Postgres => " FOR UPDATE",
+            Self::Sqlite => "",
+        }
+    }
+
+    fn fill(self, sql: &str) -> String {
+        let (bytes, serial, zero) = match self {
+            Self::Postgres => ("BYTEA", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", format!("'\\x{}'", "00".repeat(32))),
+            Self::Sqlite => ("BLOB", "INTEGER PRIMARY KEY AUTOINCREMENT", format!("x'{}'", "00".repeat(32))),
+        };
+        sql.replace("{{bytes}}", bytes).replace("{{serial}}", serial).replace("{{zero_hash}}", &zero)
+    }
+}
+
+/// A write transaction of the key database.
+pub type Write = Transaction<'static, Any>;
+
+/// The key database. Cloning shares the pool.
+#[derive(Debug, Clone)]
+pub struct KeyDb {
+    pool: AnyPool,
+    dialect: Dialect,
+}
+
+impl KeyDb {
+    /// Opens `url` (`postgres://user@host/name` or `sqlite:///path`) and brings its tables up to date.
+    ///
+    /// # Errors
+    /// [`DbError`] where the URL carries a password, the database does not answer, or a migration was changed after it ran.
+    pub async fn open(url: &str, password: Option<&SecretString>) -> Result<Self, DbError> {
+        let (pool, dialect) = open_pool(url, password).await?;
+        let db = Self { pool, dialect };
+        db.migrate().await?;
+        Ok(db)
+    }
+
+    /// The pool, for reads.
+    #[must_use]
+    pub const fn pool(&self) -> &AnyPool {
+        &self.pool
+    }
+
+    /// Which database it is.
+    #[must_use]
+    pub const fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Begins a transaction that may write: on SQLite it takes the write lock at once.
+    ///
+    /// # Errors
+    /// [`DbError`] where no connection or lock is to be had.
+    pub async fn begin_write(&self) -> Result<Write, DbError> {
+        let begin = match self.dialect {
+            Dialect::Postgres => "BEGIN",
+            Dialect::Sqlite => "BEGIN IMMEDIATE",
+        };
+        self.pool.begin_with(begin).await.map_err(on("begin a transaction"))
+    }
+
+    /// Closes the pool and waits for its connections.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`DbError`] where it does not.
+    pub async fn ping(&self) -> Result<(), DbError> {
+        sqlx::query("SELECT 1").execute(&self.pool).await.map_err(on("answer")).map(|_| ())
+    }
+
+    /// Rewrites the key tables so that nulled wrapped keys leave its files: on SQLite the log is emptied into the (overwritten)
+    /// pages, on PostgreSQL the tables are rewritten and a checkpoint is asked for. What the write-ahead log still holds goes with its
+    /// recycling and is residual until then.
+    ///
+    /// # Errors
+    /// [`DbError`]; the keys stay destroyed, their bytes may linger.
+    pub async fn rewrite_key_tables(&self) -> Result<(), DbError> {
+        let failed = on("rewrite the key tables");
+        match self.dialect {
+            Dialect::Sqlite => {
+                let row = self.pool.fetch_one("PRAGMA wal_checkpoint(TRUNCATE)").await.map_err(&failed)?;
+                let busy: i64 = row.try_get(0).map_err(&failed)?;
+                if busy != 0 {
+                    return Err(DbError { action: "rewrite the key tables", code: "busy".to_owned(), retry: true });
+                }
+            }
+            Dialect::Postgres => {
+                self.pool.execute("VACUUM (FULL) subject").await.map_err(&failed)?;
+                self.pool.execute("VACUUM (FULL) quarantine_key").await.map_err(&failed)?;
+                // Needs the role pg_checkpoint; without it the server's own checkpoint follows within checkpoint_timeout.
+                if let Err(error) = self.pool.execute("CHECKPOINT").await.map_err(&failed) {
+                    tracing::debug!(code = error.code, "the key database's role may not ask for a checkpoint");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn migrate(&self) -> Result<(), DbError> {
+        let failed = on("migrate");
+        let mut tx = self.begin_write().await?;
+        if self.dialect == Dialect::Postgres {
+            tx.execute(MIGRATION_LOCK).await.map_err(&failed)?;
+        }
+        tx.execute("CREATE TABLE IF NOT EXISTS schema_migration (version BIGINT NOT NULL PRIMARY KEY, digest TEXT NOT NULL)")
+            .await
+            .map_err(&failed)?;
+        let done: Vec<(i64, String)> = tx
+            .fetch_all("SELECT version, digest FROM schema_migration")
+            .await
+            .map_err(&failed)?
+            .iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect::<Result<_, sqlx::Error>>()
+            .map_err(&failed)?;
+        if done.iter().any(|(version, _)| !MIGRATIONS.iter().any(|(known, _)| known == version)) {
+            return Err(DbError::fixed("migrate", "newer_than_this_program"));
+        }
+        for (version, sql) in MIGRATIONS {
+            let digest = hex::encode(digest::digest(&digest::SHA256, sql.as_bytes()));
+            match done.iter().find(|(v, _)| v == version) {
+                Some((_, recorded)) if *recorded == digest => {}
+                Some(_) => return Err(DbError::fixed("migrate", "migration_changed")),
+                None => {
+                    sqlx::raw_sql(AssertSqlSafe(self.dialect.fill(sql))).execute(&mut *tx).await.map_err(&failed)?;
+                    sqlx::query("INSERT INTO schema_migration (version, digest) VALUES ($1, $2)")
+                        .bind(*version)
+                        .bind(digest)
+                        .execute(&mut *tx)
+                        .await
+                        .map_err(&failed)?;
+                }
+            }
+        }
+        tx.commit().await.map_err(&failed)
+    }
+}
+
+/// Opens a pool as the stores of this workspace want it: no statement logging, SQLite in WAL mode with `secure_delete`.
+async fn open_pool(url: &str, password: Option<&SecretString>) -> Result<(AnyPool, Dialect), DbError> {
+    static DRIVERS: Once = Once::new();
+    DRIVERS.call_once(sqlx::any::install_default_drivers);
+    let bad_url = |code: &str| DbError::fixed("open its URL", code);
+    let mut options = AnyConnectOptions::from_str(url).map_err(|_| bad_url("bad_url"))?;
+    let dialect = match options.database_url.scheme() {
+        "postgres" | "postgresql" => Dialect::Postgres,
+        "sqlite" => Dialect::Sqlite,
+        _ => return Err(bad_url("unknown_scheme")),
+    };
+    if options.database_url.password().is_some() || options.database_url.query_pairs().any(|(name, _)| name == "password") {
+        return Err(bad_url("password_in_url"));
+    }
+    if dialect == Dialect::Sqlite {
+        options.database_url.set_query(Some("mode=rwc"));
+    } else if let Some(password) = password {
+        options.database_url.set_password(Some(password.expose_secret())).map_err(|()| bad_url("no_host"))?;
+    }
+    options = options.disable_statement_logging();
+    let pool = AnyPoolOptions::new()
+        .max_connections(CONNECTIONS_MAX)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                if dialect == Dialect::Sqlite {
+                    let pragmas = format!(
+                        "PRAGMA busy_timeout = {SQLITE_BUSY_MS}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+                         PRAGMA secure_delete = ON; PRAGMA foreign_keys = ON;"
+                    );
+                    sqlx::raw_sql(AssertSqlSafe(pragmas)).execute(&mut *connection).await?;
+                }
+                Ok(())
+            })
+        })
+        .connect_with(options)
+        .await
+        .map_err(on("open"))?;
+    Ok((pool, dialect))
+}
+
+/// Appends `rows` tuples of `columns` placeholders, numbered from `first`, to `sql`: `($1, $2), ($3, $4)`.
+pub(crate) fn push_tuples(sql: &mut String, rows: usize, columns: usize, first: usize) {
+    use std::fmt::Write as _;
+    let mut n = first;
+    for row in 0..rows {
+        sql.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 0..columns {
+            // Writing to a String cannot fail.
+            _ = write!(sql, "{}${n}", if column == 0 { "" } else { ", " });
+            n += 1;
+        }
+        sql.push(')');
+    }
+}
+
+/// Reads an optional blob of exactly `N` bytes.
+pub(crate) fn blob<const N: usize>(row: &AnyRow, column: &'static str) -> Result<Option<[u8; N]>, DbError> {
+    let bytes: Option<Vec<u8>> = row.try_get(column).map_err(on("read a column"))?;
+    bytes.map(|b| <[u8; N]>::try_from(b).map_err(|_| DbError::fixed("read a column", "bad_length"))).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_migrates_once_and_refuses_a_password_in_its_url() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/keys.db", folder.path().display());
+        let db = KeyDb::open(&url, None).await.unwrap();
+        db.close().await;
+        let db = KeyDb::open(&url, None).await.unwrap();
+        db.ping().await.unwrap();
+        db.rewrite_key_tables().await.unwrap();
+        let mode: String = db.pool().fetch_one("PRAGMA journal_mode").await.unwrap().try_get(0).unwrap();
+        assert_eq!(mode, "wal");
+        let secure: i64 = db.pool().fetch_one("PRAGMA secure_delete").await.unwrap().try_get(0).unwrap();
+        assert_eq!(secure, 1);
+        let error = KeyDb::open("postgres://u:hunter2@127.0.0.1/x", None).await.unwrap_err();
+        assert_eq!(error.code, "password_in_url");
+        assert!(!error.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn tuples_are_numbered() {
+        let mut sql = String::new();
+        push_tuples(&mut sql, 2, 2, 3);
+        assert_eq!(sql, "($3, $4), ($5, $6)");
+    }
+}

@@ -1,0 +1,258 @@
+//! Keys: a random key per subject, wrapped by a key per seller, wrapped by the root (DESIGN section 2, rule 4).
+//!
+//! Invariants: no key is derived from one that survives; a wrapped key lies in the key database alone; a destroyed key is destroyed for
+//! good; a cached key is used only while this process's lease runs. [`Keyring`] is the way in: one per process.
+
+mod cache;
+mod quarantine;
+pub mod seal;
+mod seller;
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use ring::rand::SystemRandom;
+use sunder_schemas::ids::{EntityToken, KeyId, SellerId};
+use sunder_schemas::time::{Clock, Timestamp};
+
+pub use self::seal::{Context, DataKey, OpenError};
+pub use self::seller::SellerKeys;
+use crate::admit::{self, Admission, Candidate};
+use crate::cursor::{self, PageCommit};
+use crate::deadline::Policy;
+use crate::keydb::{DbError, KeyDb};
+use crate::lease::{EpochGate, ErasedKeys, LeaseState};
+use crate::ledger::{self, SubjectState};
+use crate::root::{RootError, RootKey};
+use cache::Cache;
+
+/// Unwrapped data keys kept in memory. Chosen: about 30 MB; a key that is not there costs one unwrapping of 1 us.
+const CACHED_KEYS_MAX: usize = 50_000;
+
+/// Why a key cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The key database failed.
+    #[error(transparent)]
+    Database(#[from] DbError),
+    /// The root key failed.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// This process has not heard from the key database for longer than its lease: it may not use keys.
+    #[error("lease on cached keys ran out")]
+    LeaseLost,
+    /// The seller left; only `sellers add --readmit` reopens it.
+    #[error("seller {0} was removed")]
+    SellerRemoved(SellerId),
+    /// No such seller.
+    #[error("seller {0} is not known")]
+    SellerUnknown(SellerId),
+    /// Another process moved the cursor: this page must be dropped and the cursor read again.
+    #[error("cursor of seller {seller} {dataset} was moved by another process")]
+    CursorMoved {
+        /// Whose.
+        seller: SellerId,
+        /// Which.
+        dataset: &'static str,
+    },
+    /// A wrapped key does not open, or is not the key it is said to be.
+    #[error("{what} of seller {seller} is damaged")]
+    Damaged {
+        /// Which part.
+        what: &'static str,
+        /// Whose.
+        seller: SellerId,
+    },
+    /// The system gives no randomness.
+    #[error("the system gives no randomness")]
+    NoRandomness,
+}
+
+impl KeyError {
+    /// Whether trying again may help without a person acting.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        match self {
+            Self::Database(e) => e.retry,
+            Self::Root(RootError::Service { retry, .. }) => *retry,
+            Self::LeaseLost | Self::CursorMoved { .. } => true,
+            Self::Root(_) | Self::SellerRemoved(_) | Self::SellerUnknown(_) | Self::Damaged { .. } | Self::NoRandomness => false,
+        }
+    }
+}
+
+/// All that a process needs of keys: database, root, caches, clock, policy. Shared behind an `Arc`.
+pub struct Keyring {
+    db: KeyDb,
+    root: Arc<dyn RootKey>,
+    clock: Arc<dyn Clock>,
+    policy: Policy,
+    random: SystemRandom,
+    sellers: RwLock<HashMap<SellerId, Arc<SellerKeys>>>,
+    quarantine: RwLock<Option<(String, Arc<DataKey>)>>,
+    cache: Cache,
+    lease: Arc<LeaseState>,
+    gate: EpochGate,
+    erased: ErasedKeys,
+}
+
+impl std::fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Keyring(root {})", self.root.describe())
+    }
+}
+
+impl Keyring {
+    /// A keyring over an open database. Until a [`crate::lease::Lease`] is registered no key is cached and none is refused.
+    #[must_use]
+    pub fn new(db: KeyDb, root: Arc<dyn RootKey>, clock: Arc<dyn Clock>, policy: Policy) -> Self {
+        Self {
+            db,
+            root,
+            clock,
+            policy,
+            random: SystemRandom::new(),
+            sellers: RwLock::default(),
+            quarantine: RwLock::default(),
+            cache: Cache::new(CACHED_KEYS_MAX),
+            lease: Arc::new(LeaseState::default()),
+            gate: EpochGate::default(),
+            erased: ErasedKeys::default(),
+        }
+    }
+
+    /// The key database.
+    #[must_use]
+    pub const fn db(&self) -> &KeyDb {
+        &self.db
+    }
+
+    /// The root key.
+    #[must_use]
+    pub fn root(&self) -> &dyn RootKey {
+        &*self.root
+    }
+
+    /// The policy clock.
+    #[must_use]
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    /// The present instant by the policy clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// The retention policy.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The gate that work with keys passes, from `admit` to Kafka's acknowledgement.
+    #[must_use]
+    pub const fn gate(&self) -> &EpochGate {
+        &self.gate
+    }
+
+    /// The destroyed keys this process knows of.
+    #[must_use]
+    pub const fn erased(&self) -> &ErasedKeys {
+        &self.erased
+    }
+
+    pub(crate) const fn lease_state(&self) -> &Arc<LeaseState> {
+        &self.lease
+    }
+
+    pub(crate) const fn random(&self) -> &SystemRandom {
+        &self.random
+    }
+
+    pub(crate) const fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// The seller's keys; made on first use.
+    ///
+    /// # Errors
+    /// [`KeyError::SellerRemoved`] where the seller left; [`KeyError::Damaged`] where its keys do not open under this root.
+    pub async fn seller(&self, seller: &SellerId) -> Result<Arc<SellerKeys>, KeyError> {
+        self.lease.check()?;
+        if let Some(keys) = self.sellers.read().unwrap_or_else(PoisonError::into_inner).get(seller) {
+            return Ok(Arc::clone(keys));
+        }
+        let keys = Arc::new(seller::load_or_mint(self, seller).await?);
+        self.sellers.write().unwrap_or_else(PoisonError::into_inner).insert(seller.clone(), Arc::clone(&keys));
+        Ok(keys)
+    }
+
+    /// Forgets the cached keys of `seller`: after rotation, removal or readmission.
+    pub fn forget_seller(&self, seller: &SellerId) {
+        self.sellers.write().unwrap_or_else(PoisonError::into_inner).remove(seller);
+    }
+
+    /// Asks for each candidate whether its personal data may be sealed, and under which key: one transaction for the batch. Answers
+    /// are in the order of the candidates. Call it inside [`EpochGate::enter`].
+    ///
+    /// # Errors
+    /// [`KeyError`]: nothing may be sealed.
+    pub async fn admit(&self, seller: &SellerId, candidates: &[Candidate]) -> Result<Vec<Admission>, KeyError> {
+        self.lease.check()?;
+        admit::admit(self, seller, candidates).await
+    }
+
+    /// Records a page once Kafka acknowledged all its events: dispositions, last event ids, and the cursor's move, in one transaction.
+    ///
+    /// # Errors
+    /// [`KeyError::CursorMoved`] where another process moved the cursor; then nothing is recorded.
+    pub async fn commit_page(&self, seller: &SellerId, page: PageCommit) -> Result<(), KeyError> {
+        cursor::commit_page(self, seller, page).await
+    }
+
+    /// What is known of a subject, by its token.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn subject(&self, seller: &SellerId, token: EntityToken) -> Result<SubjectState, KeyError> {
+        self.lease.check()?;
+        ledger::subject(self, seller, token).await
+    }
+
+    /// The quarantine key of the policy clock's day; made on first use, destroyed 7 days later.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn quarantine(&self) -> Result<Arc<DataKey>, KeyError> {
+        self.lease.check()?;
+        quarantine::of_today(self).await
+    }
+
+    /// Destroys the quarantine keys of days that are 7 days past; returns their ids.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn sweep_quarantine(&self) -> Result<Vec<KeyId>, KeyError> {
+        quarantine::sweep(self).await
+    }
+
+    /// Drops revoked keys from memory.
+    pub(crate) fn revoke(&self, keys: &[KeyId]) {
+        for key in keys {
+            self.cache.remove(*key);
+        }
+        let mut quarantine = self.quarantine.write().unwrap_or_else(PoisonError::into_inner);
+        if quarantine.as_ref().is_some_and(|(_, key)| keys.contains(&key.id())) {
+            *quarantine = None;
+        }
+    }
+
+    /// Drops every key from memory: the lease was lost.
+    pub(crate) fn drop_all(&self) {
+        self.cache.clear();
+        self.sellers.write().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.quarantine.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}

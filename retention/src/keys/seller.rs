@@ -1,0 +1,223 @@
+//! The three keys of a seller: one wraps data keys, one makes tokens and event ids, one makes fingerprints.
+//!
+//! Invariants: made together on first use, by one process only; each is bound by its wrapping context to seller, role and
+//! generation; the ledger key survives the seller, so that what was erased stays known.
+
+use ring::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
+use ring::hmac;
+use ring::rand::SecureRandom;
+use sqlx::Row;
+use sunder_schemas::catalogue::TokenKind;
+use sunder_schemas::classify::Tokens;
+use sunder_schemas::ids::{EntityToken, EventId, Fingerprint, KeyId, OrderId, SellerId};
+use sunder_schemas::time::Timestamp;
+use zeroize::Zeroizing;
+
+use super::seal::{self, DataKey};
+use super::{KeyError, Keyring};
+use crate::keydb::on;
+use crate::root::{self, KEY_LEN};
+
+/// What stands under the HMAC of a token for its kind, so that an order and a package of the same id differ. Never changed: tokens are keys.
+const fn label(kind: TokenKind) -> &'static [u8] {
+    match kind {
+        TokenKind::Order => b"order",
+        TokenKind::OrderItem => b"order_item",
+        TokenKind::Package => b"package",
+        TokenKind::InventoryLevel => b"inventory_level",
+    }
+}
+
+/// The keys of one seller, in memory.
+pub struct SellerKeys {
+    seller: SellerId,
+    generation: i64,
+    wrapping_version: i64,
+    wrapping: LessSafeKey,
+    tokens: hmac::Key,
+    ledger: hmac::Key,
+}
+
+impl std::fmt::Debug for SellerKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SellerKeys({})", self.seller)
+    }
+}
+
+impl SellerKeys {
+    /// Whose keys.
+    #[must_use]
+    pub const fn seller(&self) -> &SellerId {
+        &self.seller
+    }
+
+    /// The pseudonym of an order.
+    #[must_use]
+    pub fn order_token(&self, order: &OrderId) -> EntityToken {
+        self.token(TokenKind::Order, order.reveal())
+    }
+
+    /// What the erased ledger keeps of an order.
+    #[must_use]
+    pub fn fingerprint(&self, order: &OrderId) -> Fingerprint {
+        Fingerprint(front(&mac(&self.ledger, &[b"fingerprint", self.seller.as_str().as_bytes(), order.reveal().as_bytes()])))
+    }
+
+    /// The id of one version of one entity. `payload_sha256` is of the tokenised clear part; `source_version` the source's own version
+    /// or the start of the collection window, in ms.
+    #[must_use]
+    pub fn event_id(&self, kind: &str, entity: EntityToken, source_version: i64, payload_sha256: &str) -> EventId {
+        let tag = mac(&self.tokens, &[b"event", kind.as_bytes(), &entity.0, &source_version.to_be_bytes(), payload_sha256.as_bytes()]);
+        EventId(uuid::Builder::from_custom_bytes(front(&tag)).into_uuid())
+    }
+
+    /// Version of the wrapping key.
+    pub(crate) const fn wrapping_version(&self) -> i64 {
+        self.wrapping_version
+    }
+
+    /// Wraps a data key for the database.
+    pub(crate) fn wrap(&self, random: &dyn SecureRandom, id: KeyId, fingerprint: Fingerprint, bytes: &[u8]) -> Option<Vec<u8>> {
+        root::wrap(&self.wrapping, random, &self.context(id, fingerprint), bytes)
+    }
+
+    /// Opens a wrapped data key and checks that it is the one that was committed to.
+    pub(crate) fn unwrap(&self, id: KeyId, fingerprint: Fingerprint, wrapped: &[u8], commitment: &[u8]) -> Result<DataKey, KeyError> {
+        let damaged = || KeyError::Damaged { what: "data key", seller: self.seller.clone() };
+        let bytes = root::unwrap(&self.wrapping, &self.context(id, fingerprint), wrapped).ok_or_else(damaged)?;
+        if !seal::commits(&bytes, commitment) {
+            return Err(damaged());
+        }
+        DataKey::from_bytes(id, &bytes).ok_or_else(damaged)
+    }
+
+    fn context(&self, id: KeyId, fingerprint: Fingerprint) -> Vec<u8> {
+        parts(&[b"sunder data key 1", self.seller.as_str().as_bytes(), &self.generation.to_be_bytes(), &id.0, &fingerprint.0])
+    }
+}
+
+impl Tokens for SellerKeys {
+    /// The first 128 bits of an HMAC-SHA256 under the seller's token key.
+    fn token(&self, kind: TokenKind, clear: &str) -> EntityToken {
+        EntityToken(front(&mac(&self.tokens, &[b"token", label(kind), clear.as_bytes()])))
+    }
+}
+
+/// Parts, each behind its length in four bytes, so that no two lists of parts give the same bytes.
+fn parts(parts: &[&[u8]]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(parts.iter().map(|p| p.len() + 4).sum());
+    for part in parts {
+        out.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+        out.extend_from_slice(part);
+    }
+    out
+}
+
+fn mac(key: &hmac::Key, parts: &[&[u8]]) -> hmac::Tag {
+    let mut context = hmac::Context::with_key(key);
+    for part in parts {
+        context.update(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+        context.update(part);
+    }
+    context.sign()
+}
+
+fn front<const N: usize>(tag: &hmac::Tag) -> [u8; N] {
+    let mut out = [0u8; N];
+    out.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
+    out
+}
+
+/// The wrapping context of one of a seller's keys.
+fn role_context(seller: &SellerId, role: &str, generation: i64) -> Vec<u8> {
+    parts(&[b"sunder seller key 1", seller.as_str().as_bytes(), role.as_bytes(), &generation.to_be_bytes()])
+}
+
+/// The wrapping context of a seller's refresh token.
+pub(crate) fn refresh_token_context(seller: &SellerId) -> Vec<u8> {
+    parts(&[b"sunder refresh token 1", seller.as_str().as_bytes()])
+}
+
+const WRAPPING: &str = "wrapping";
+const TOKENS: &str = "tokens";
+const LEDGER: &str = "ledger";
+
+/// Fresh keys of a seller, wrapped by the root: wrapping, token and ledger key.
+pub(crate) struct FreshKeys {
+    /// Wraps data keys.
+    pub(crate) wrapping: Vec<u8>,
+    /// Makes tokens.
+    pub(crate) tokens: Vec<u8>,
+    /// Makes fingerprints.
+    pub(crate) ledger: Vec<u8>,
+}
+
+/// Makes three keys for `seller` in `generation`.
+pub(crate) async fn fresh(keyring: &Keyring, seller: &SellerId, generation: i64) -> Result<FreshKeys, KeyError> {
+    let make = async |role: &str| {
+        let mut bytes = Zeroizing::new([0u8; KEY_LEN]);
+        keyring.random().fill(bytes.as_mut()).map_err(|_| KeyError::NoRandomness)?;
+        Ok::<_, KeyError>(keyring.root().wrap(&role_context(seller, role, generation), bytes.as_ref()).await?)
+    };
+    // The ledger key outlives readmission, so its context names no generation but the first.
+    let mut ledger = Zeroizing::new([0u8; KEY_LEN]);
+    keyring.random().fill(ledger.as_mut()).map_err(|_| KeyError::NoRandomness)?;
+    let ledger = keyring.root().wrap(&role_context(seller, LEDGER, 1), ledger.as_ref()).await?;
+    Ok(FreshKeys { wrapping: make(WRAPPING).await?, tokens: make(TOKENS).await?, ledger })
+}
+
+/// Reads the seller's keys, making them where the seller is new. Two processes that do so at once get the same keys: one insert wins,
+/// both read it back.
+pub(crate) async fn load_or_mint(keyring: &Keyring, seller: &SellerId) -> Result<SellerKeys, KeyError> {
+    if let Some(keys) = load(keyring, seller).await? {
+        return Ok(keys);
+    }
+    let fresh = fresh(keyring, seller, 1).await?;
+    let Timestamp(now) = keyring.now();
+    let mut tx = keyring.db().begin_write().await?;
+    sqlx::query(
+        "INSERT INTO seller (seller, state, generation, wrapping_key, wrapping_version, token_key, ledger_key, created_at, updated_at) \
+         VALUES ($1, 'active', 1, $2, 1, $3, $4, $5, $5) ON CONFLICT (seller) DO NOTHING",
+    )
+    .bind(seller.as_str())
+    .bind(fresh.wrapping)
+    .bind(fresh.tokens)
+    .bind(fresh.ledger)
+    .bind(now)
+    .execute(&mut *tx)
+    .await
+    .map_err(on("add a seller"))?;
+    tx.commit().await.map_err(on("add a seller"))?;
+    load(keyring, seller).await?.ok_or_else(|| KeyError::SellerUnknown(seller.clone()))
+}
+
+async fn load(keyring: &Keyring, seller: &SellerId) -> Result<Option<SellerKeys>, KeyError> {
+    let failed = on("read a seller's keys");
+    let row = sqlx::query("SELECT state, generation, wrapping_key, wrapping_version, token_key, ledger_key FROM seller WHERE seller = $1")
+        .bind(seller.as_str())
+        .fetch_optional(keyring.db().pool())
+        .await
+        .map_err(&failed)?;
+    let Some(row) = row else { return Ok(None) };
+    let state: String = row.try_get("state").map_err(&failed)?;
+    let generation: i64 = row.try_get("generation").map_err(&failed)?;
+    let wrapping: Option<Vec<u8>> = row.try_get("wrapping_key").map_err(&failed)?;
+    let tokens: Option<Vec<u8>> = row.try_get("token_key").map_err(&failed)?;
+    let ledger: Vec<u8> = row.try_get("ledger_key").map_err(&failed)?;
+    let (Some(wrapping), Some(tokens)) = (wrapping, tokens) else { return Err(KeyError::SellerRemoved(seller.clone())) };
+    if state == "removed" {
+        return Err(KeyError::SellerRemoved(seller.clone()));
+    }
+    let damaged = || KeyError::Damaged { what: "seller keys", seller: seller.clone() };
+    let open =
+        async |role: &str, generation: i64, wrapped: &[u8]| keyring.root().unwrap(&role_context(seller, role, generation), wrapped).await;
+    let wrapping = open(WRAPPING, generation, &wrapping).await?;
+    Ok(Some(SellerKeys {
+        seller: seller.clone(),
+        generation,
+        wrapping_version: row.try_get("wrapping_version").map_err(&failed)?,
+        wrapping: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &wrapping).map_err(|_| damaged())?),
+        tokens: hmac::Key::new(hmac::HMAC_SHA256, &open(TOKENS, generation, &tokens).await?),
+        ledger: hmac::Key::new(hmac::HMAC_SHA256, &open(LEDGER, 1, &ledger).await?),
+    }))
+}

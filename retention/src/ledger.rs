@@ -1,0 +1,361 @@
+//! The erased ledger: subjects, what is due, and destruction. One row per subject holds its key or says that it is destroyed.
+//!
+//! Invariants: `destroyed` is terminal; a destruction, its ledger epoch, the records for `privacy.erased` and `keys.revoked` and the
+//! audit event are one transaction; a subject that was never held is written down too, so that it does not come.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Row};
+use sunder_schemas::class::{Dataset, FieldGroup};
+use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, KeyId, SellerId};
+use sunder_schemas::outcome::DropReason;
+use sunder_schemas::time::Timestamp;
+
+use crate::audit::{self, AuditEvent, AuditOutcome};
+use crate::deadline::{self, Facts, Rule};
+use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, blob, on, push_tuples};
+use crate::keys::{DataKey, KeyError, Keyring};
+use crate::outbox::{self, Outgoing};
+
+/// What is known of a subject.
+#[derive(Debug, Clone)]
+pub enum SubjectState {
+    /// Its personal data opens with this key.
+    Live(Arc<DataKey>),
+    /// Its key is destroyed.
+    Destroyed,
+    /// Never seen.
+    Unknown,
+    /// Seen, but nothing personal was ever sealed: which groups were dropped, and why.
+    NotHeld(Vec<(FieldGroup, DropReason)>),
+}
+
+/// What became of a group of personal fields at the last fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Sealed and published.
+    Sealed,
+    /// Dropped in memory.
+    Dropped(DropReason),
+}
+
+impl Fate {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sealed => "sealed",
+            Self::Dropped(reason) => reason.as_str(),
+        }
+    }
+}
+
+/// A subject whose key is to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condemned {
+    /// Its fingerprint.
+    pub fingerprint: Fingerprint,
+    /// Its token.
+    pub token: Option<EntityToken>,
+}
+
+/// What is to be destroyed, for which case.
+#[derive(Debug, Clone)]
+pub struct Destruction<'a> {
+    /// The case.
+    pub case: &'a CaseId,
+    /// The seller all subjects belong to.
+    pub seller: &'a SellerId,
+    /// The subjects; a fingerprint that was never seen is written down as destroyed.
+    pub subjects: &'a [Condemned],
+    /// When, by the policy clock.
+    pub at: Timestamp,
+    /// Who asked, for the audit log: `sweep`, or a user.
+    pub actor: &'a str,
+}
+
+/// A destruction, as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destroyed {
+    /// The ledger epoch that every process must acknowledge.
+    pub epoch: i64,
+    /// Each subject with its key, in order of fingerprint; `None` where it never had one.
+    pub keys: Vec<(Fingerprint, Option<KeyId>)>,
+}
+
+/// A subject whose deadline has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// Whose customer.
+    pub seller: SellerId,
+    /// Its fingerprint.
+    pub fingerprint: Fingerprint,
+    /// Its token.
+    pub token: Option<EntityToken>,
+    /// Its key.
+    pub key: KeyId,
+    /// When it was due.
+    pub deadline: Timestamp,
+    /// By which rule.
+    pub rule: String,
+}
+
+/// Destroys the keys of `destruction.subjects` within the transaction `tx`. Idempotent: what is destroyed already keeps its epoch.
+///
+/// # Errors
+/// [`DbError`]: roll back; nothing is destroyed.
+pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<Destroyed, DbError> {
+    let failed = on("destroy keys");
+    // The epoch's row is locked first and by destroyers alone, so two destructions queue here and never wait for each other crosswise.
+    let epoch = next_epoch(tx).await?;
+    let mut subjects: Vec<&Condemned> = destruction.subjects.iter().collect();
+    subjects.sort_unstable_by_key(|s| s.fingerprint);
+    subjects.dedup_by_key(|s| s.fingerprint);
+    let (mut all, mut now) = (Vec::with_capacity(subjects.len()), Vec::new());
+    for chunk in subjects.chunks(ROWS_PER_STATEMENT) {
+        let mut sql = "INSERT INTO subject (fingerprint, seller, token, state, created_at, destroyed_at, destroyed_epoch, case_id) VALUES "
+            .to_owned();
+        push_tuples(&mut sql, chunk.len(), 8, 1);
+        sql.push_str(
+            " ON CONFLICT (fingerprint) DO UPDATE SET state = 'destroyed', wrapped = NULL, token = COALESCE(subject.token, excluded.token), \
+             destroyed_at = COALESCE(subject.destroyed_at, excluded.destroyed_at), \
+             destroyed_epoch = COALESCE(subject.destroyed_epoch, excluded.destroyed_epoch), \
+             case_id = COALESCE(subject.case_id, excluded.case_id) RETURNING fingerprint, key_id, destroyed_epoch",
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        for subject in chunk {
+            query = query
+                .bind(subject.fingerprint.0.to_vec())
+                .bind(destruction.seller.as_str().to_owned())
+                .bind(subject.token.map(|t| t.0.to_vec()))
+                .bind("destroyed")
+                .bind(destruction.at.0)
+                .bind(destruction.at.0)
+                .bind(epoch)
+                .bind(destruction.case.as_str().to_owned());
+        }
+        for row in query.fetch_all(&mut **tx).await.map_err(&failed)? {
+            let fingerprint = Fingerprint(blob(&row, "fingerprint")?.unwrap_or([0; 32]));
+            let key = blob(&row, "key_id")?.map(KeyId);
+            all.push((fingerprint, key));
+            if row.try_get::<i64, _>("destroyed_epoch").map_err(&failed)? == epoch {
+                now.push((fingerprint, key));
+            }
+        }
+    }
+    all.sort_unstable();
+    let keys: Vec<KeyId> = now.iter().filter_map(|(_, key)| *key).collect();
+    revoke(tx, &keys, epoch, destruction.at).await?;
+    let mut records: Vec<Outgoing> = now.iter().map(|(f, key)| erased_record(destruction, epoch, *f, *key)).collect();
+    records.extend(keys.iter().map(|key| revoked_record(*key, epoch, destruction.at)));
+    outbox::push(tx, &records).await?;
+    let event = AuditEvent {
+        actor: destruction.actor.to_owned(),
+        action: "keys.destroyed",
+        object: destruction.case.to_string(),
+        outcome: AuditOutcome::Success,
+        detail: json!({ "seller": destruction.seller, "subjects": all.len(), "destroyed": now.len(), "keys": keys.len(), "epoch": epoch }),
+    };
+    audit::append(tx, destruction.at, &event).await?;
+    Ok(Destroyed { epoch, keys: all })
+}
+
+/// Raises the ledger epoch within `tx` and returns it.
+pub(crate) async fn next_epoch(tx: &mut Write) -> Result<i64, DbError> {
+    let failed = on("raise the ledger epoch");
+    let row = sqlx::query("UPDATE ledger_epoch SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch")
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(&failed)?;
+    row.try_get(0).map_err(&failed)
+}
+
+/// Lists `keys` as revoked within `tx`.
+pub(crate) async fn revoke(tx: &mut Write, keys: &[KeyId], epoch: i64, at: Timestamp) -> Result<(), DbError> {
+    for chunk in keys.chunks(ROWS_PER_STATEMENT) {
+        let mut sql = "INSERT INTO revoked_key (key_id, epoch, at) VALUES ".to_owned();
+        push_tuples(&mut sql, chunk.len(), 3, 1);
+        sql.push_str(" ON CONFLICT (key_id) DO NOTHING");
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        for key in chunk {
+            query = query.bind(key.0.to_vec()).bind(epoch).bind(at.0);
+        }
+        query.execute(&mut **tx).await.map_err(on("revoke keys"))?;
+    }
+    Ok(())
+}
+
+/// The record of `keys.revoked`.
+pub(crate) fn revoked_record(key: KeyId, epoch: i64, at: Timestamp) -> Outgoing {
+    Outgoing { topic: "keys.revoked", key: key.to_hex(), value: Some(json!({ "key": key, "epoch": epoch, "at": at.to_iso() }).to_string()) }
+}
+
+fn erased_record(destruction: &Destruction<'_>, epoch: i64, fingerprint: Fingerprint, key: Option<KeyId>) -> Outgoing {
+    let keys: Vec<KeyId> = key.into_iter().collect();
+    let value = json!({
+        "fingerprint": fingerprint, "seller": destruction.seller, "keys": keys, "case": destruction.case,
+        "at": destruction.at.to_iso(), "epoch": epoch,
+    });
+    Outgoing { topic: "privacy.erased", key: fingerprint.to_hex(), value: Some(value.to_string()) }
+}
+
+/// What is known of a subject, by its token.
+pub(crate) async fn subject(keyring: &Keyring, seller: &SellerId, token: EntityToken) -> Result<SubjectState, KeyError> {
+    let failed = on("read a subject");
+    let row = sqlx::query("SELECT fingerprint, state, key_id, wrapped, commitment FROM subject WHERE seller = $1 AND token = $2")
+        .bind(seller.as_str().to_owned())
+        .bind(token.0.to_vec())
+        .fetch_optional(keyring.db().pool())
+        .await
+        .map_err(&failed)?;
+    let Some(row) = row else { return Ok(SubjectState::Unknown) };
+    let state: String = row.try_get("state").map_err(&failed)?;
+    match state.as_str() {
+        "live" => {}
+        "destroyed" => return Ok(SubjectState::Destroyed),
+        _ => {
+            let dropped = dispositions(keyring.db(), seller, token).await?;
+            let dropped = dropped.into_iter().filter_map(|(group, fate)| match fate {
+                Fate::Dropped(reason) => Some((group, reason)),
+                Fate::Sealed => None,
+            });
+            return Ok(SubjectState::NotHeld(dropped.collect()));
+        }
+    }
+    let damaged = || KeyError::Damaged { what: "subject row", seller: seller.clone() };
+    let id = blob(&row, "key_id")?.map(KeyId).ok_or_else(damaged)?;
+    if let Some(key) = keyring.cache().get(id) {
+        return Ok(SubjectState::Live(key));
+    }
+    let fingerprint = Fingerprint(blob(&row, "fingerprint")?.ok_or_else(damaged)?);
+    let wrapped: Option<Vec<u8>> = row.try_get("wrapped").map_err(&failed)?;
+    let commitment: Option<Vec<u8>> = row.try_get("commitment").map_err(&failed)?;
+    let (wrapped, commitment) = (wrapped.ok_or_else(damaged)?, commitment.ok_or_else(damaged)?);
+    let key = Arc::new(keyring.seller(seller).await?.unwrap(id, fingerprint, &wrapped, &commitment)?);
+    keyring.cache().insert(Arc::clone(&key));
+    Ok(SubjectState::Live(key))
+}
+
+/// What became of each group of personal fields of an order at its last fetch.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn dispositions(db: &KeyDb, seller: &SellerId, token: EntityToken) -> Result<Vec<(FieldGroup, Fate)>, DbError> {
+    let failed = on("read dispositions");
+    let rows = sqlx::query("SELECT field_group, fate FROM disposition WHERE seller = $1 AND token = $2 ORDER BY field_group")
+        .bind(seller.as_str().to_owned())
+        .bind(token.0.to_vec())
+        .fetch_all(db.pool())
+        .await
+        .map_err(&failed)?;
+    let bad = || DbError::fixed("read dispositions", "bad_column");
+    rows.iter()
+        .map(|row| {
+            let group: FieldGroup = row.try_get::<String, _>(0).map_err(&failed)?.parse().map_err(|_| bad())?;
+            let fate = row.try_get::<String, _>(1).map_err(&failed)?;
+            let fate = if fate == "sealed" { Fate::Sealed } else { Fate::Dropped(fate.parse().map_err(|_| bad())?) };
+            Ok((group, fate))
+        })
+        .collect()
+}
+
+/// The live subjects whose deadline has come at `now`, the longest overdue first, at most `limit`. One that waits for its delivery is
+/// judged by the seller's order watermark of this moment: while the watermark moves and tells of no delivery, its deadline moves too,
+/// up to the cap, and is stored anew.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn due(keyring: &Keyring, now: Timestamp, limit: usize) -> Result<Vec<Due>, DbError> {
+    let failed = on("find what is due");
+    let mut due = Vec::new();
+    let (mut after, mut after_print) = (i64::MIN, Vec::new());
+    while due.len() < limit {
+        let rows = sqlx::query(
+            "SELECT s.fingerprint, s.seller, s.token, s.key_id, s.facts, s.deadline, s.rule, c.position FROM subject s \
+             LEFT JOIN poll_cursor c ON c.seller = s.seller AND c.dataset = $1 \
+             WHERE s.state = 'live' AND s.deadline <= $2 AND (s.deadline > $3 OR (s.deadline = $3 AND s.fingerprint > $4)) \
+             ORDER BY s.deadline, s.fingerprint LIMIT $5",
+        )
+        .bind(Dataset::Orders.as_str())
+        .bind(now.0)
+        .bind(after)
+        .bind(after_print.clone())
+        .bind(i64::try_from(ROWS_PER_STATEMENT).unwrap_or(i64::MAX))
+        .fetch_all(keyring.db().pool())
+        .await
+        .map_err(&failed)?;
+        let mut moved = Vec::new();
+        for row in &rows {
+            let bad = || DbError::fixed("find what is due", "bad_column");
+            let fingerprint = Fingerprint(blob(row, "fingerprint")?.ok_or_else(bad)?);
+            let stored = Timestamp(row.try_get("deadline").map_err(&failed)?);
+            (after, after_print) = (stored.0, fingerprint.0.to_vec());
+            let mut rule: String = row.try_get::<Option<String>, _>("rule").map_err(&failed)?.unwrap_or_default();
+            let mut deadline = stored;
+            if rule == Rule::NotYetDeliveredLook.as_str() {
+                let facts = parse_facts(row.try_get("facts").map_err(&failed)?)?;
+                let watermark = row.try_get::<Option<i64>, _>("position").map_err(&failed)?.map(Timestamp);
+                if let Some(facts) = facts {
+                    let decision = deadline::deadline(&facts, watermark, keyring.policy());
+                    (deadline, rule) = (decision.at, decision.rule.as_str().to_owned());
+                }
+            }
+            if deadline > now {
+                moved.push((fingerprint, stored, deadline, rule));
+                continue;
+            }
+            let seller = SellerId::parse(&row.try_get::<String, _>("seller").map_err(&failed)?).map_err(|_| bad())?;
+            let key = blob(row, "key_id")?.map(KeyId).ok_or_else(bad)?;
+            due.push(Due { seller, fingerprint, token: blob(row, "token")?.map(EntityToken), key, deadline, rule });
+        }
+        postpone(keyring.db(), &moved).await?;
+        if rows.len() < ROWS_PER_STATEMENT {
+            break;
+        }
+    }
+    due.truncate(limit);
+    Ok(due)
+}
+
+/// Stores deadlines that moved, unless the row has changed since it was read.
+async fn postpone(db: &KeyDb, moved: &[(Fingerprint, Timestamp, Timestamp, String)]) -> Result<(), DbError> {
+    if moved.is_empty() {
+        return Ok(());
+    }
+    let failed = on("postpone a deadline");
+    let mut tx = db.begin_write().await?;
+    for (fingerprint, stored, deadline, rule) in moved {
+        sqlx::query("UPDATE subject SET deadline = $1, rule = $2 WHERE fingerprint = $3 AND state = 'live' AND deadline = $4")
+            .bind(deadline.0)
+            .bind(rule.clone())
+            .bind(fingerprint.0.to_vec())
+            .bind(stored.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(&failed)?;
+    }
+    tx.commit().await.map_err(&failed)
+}
+
+pub(crate) fn parse_facts(text: Option<String>) -> Result<Option<Facts>, DbError> {
+    text.map(|t| serde_json::from_str(&t).map_err(|_| DbError::fixed("read a subject", "bad_facts"))).transpose()
+}
+
+/// Every subject of `seller` that is not destroyed, for off-boarding and `erase --all`.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn of_seller(db: &KeyDb, seller: &SellerId) -> Result<Vec<Condemned>, DbError> {
+    let failed = on("list a seller's subjects");
+    let rows = sqlx::query("SELECT fingerprint, token FROM subject WHERE seller = $1 AND state <> 'destroyed' ORDER BY fingerprint")
+        .bind(seller.as_str().to_owned())
+        .fetch_all(db.pool())
+        .await
+        .map_err(&failed)?;
+    rows.iter()
+        .map(|row| {
+            let fingerprint =
+                blob(row, "fingerprint")?.map(Fingerprint).ok_or_else(|| DbError::fixed("list a seller's subjects", "bad_column"))?;
+            Ok(Condemned { fingerprint, token: blob(row, "token")?.map(EntityToken) })
+        })
+        .collect()
+}
