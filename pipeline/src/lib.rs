@@ -1,6 +1,7 @@
 #![doc = "The moving parts of Sunder: SP-API client and pollers, simulator, Kafka, splitter, runtime and the program `sunder`."]
 
 pub mod config;
+pub mod dead_letter;
 pub mod kafka;
 pub mod output;
 pub mod registry;

@@ -92,6 +92,17 @@ pub struct Counts {
     pub written: u64,
 }
 
+impl Counts {
+    /// Adds the counts of `other`.
+    pub fn add(&mut self, other: &Self) {
+        self.records += other.records;
+        self.outcomes.add(&other.outcomes);
+        self.blocks_erased += other.blocks_erased;
+        self.children_tombstoned += other.children_tombstoned;
+        self.written += other.written;
+    }
+}
+
 /// Splits records; holds what is known of the assigned partitions.
 pub struct Splitter<'s> {
     schemas: &'s Schemas,

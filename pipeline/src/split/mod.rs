@@ -4,8 +4,11 @@
 //! records it becomes; [`runner`] is the loop over Kafka.
 
 pub mod batch;
+mod buffer;
 mod model;
 pub mod project;
+mod rebuild;
+pub mod runner;
 pub mod versions;
 
 #[cfg(test)]

@@ -109,6 +109,18 @@ impl Versions {
         }
     }
 
+    /// Whether the latest version of `entity` names `child`; `None` where the entity is not known or is gone.
+    #[must_use]
+    pub fn names_child(&self, seller: &SellerId, entity: EntityToken, kind: Kind, child: EntityToken) -> Option<bool> {
+        match self.known.get(&(*self.sellers.get(seller)?, entity))? {
+            Known::Gone => None,
+            Known::Live { children, items, .. } => {
+                let (of_items, of_packages) = children.split_at_checked(*items as usize).unwrap_or((children, &[]));
+                Some(if kind == Kind::OrderItems { of_items.contains(&child) } else { of_packages.contains(&child) })
+            }
+        }
+    }
+
     /// Takes `row` as the latest version of its entity.
     pub fn learn(&mut self, row: &StateRecord) {
         let slot = self.slot(row.seller(), row.entity());

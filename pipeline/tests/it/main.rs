@@ -5,3 +5,5 @@
 mod dependencies;
 #[cfg(test)]
 mod kafka;
+#[cfg(test)]
+mod split;

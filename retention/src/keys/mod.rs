@@ -163,6 +163,14 @@ impl Keyring {
         &self.erased
     }
 
+    /// Whether this process may still go by what it has heard: the splitter and the sinks ask before they trust [`Keyring::erased`].
+    ///
+    /// # Errors
+    /// [`KeyError::LeaseLost`] where its lease ran out.
+    pub fn check_lease(&self) -> Result<(), KeyError> {
+        self.lease.check()
+    }
+
     pub(crate) const fn lease_state(&self) -> &Arc<LeaseState> {
         &self.lease
     }
