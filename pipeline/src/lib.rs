@@ -4,6 +4,7 @@ pub mod config;
 pub mod dead_letter;
 pub mod kafka;
 pub mod output;
+pub mod poll;
 pub mod registry;
 pub mod serve;
 pub mod simulator;

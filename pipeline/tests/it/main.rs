@@ -6,4 +6,6 @@ mod dependencies;
 #[cfg(test)]
 mod kafka;
 #[cfg(test)]
+mod poll;
+#[cfg(test)]
 mod split;

@@ -28,6 +28,8 @@ pub struct OrderFacts {
 pub struct PackageFacts {
     /// `packageStatus.status`, e.g. `DELIVERED`.
     pub status: Option<String>,
+    /// `packageStatus.detailedStatus`, e.g. `RETURNED_TO_SELLER`.
+    pub detailed_status: Option<String>,
     /// `shipTime`.
     pub shipped: Option<Timestamp>,
     /// `createdTime`.
@@ -92,9 +94,11 @@ struct Package<'a> {
     created_time: Option<Cow<'a, str>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
 struct PackageStatus {
     status: Option<String>,
+    detailed_status: Option<String>,
 }
 
 impl OrderFacts {
@@ -107,8 +111,10 @@ impl OrderFacts {
         let fulfillment = order.fulfillment.unwrap_or_default();
         let window = fulfillment.deliver_by_window.and_then(|w| w.latest_date_time);
         let packages = order.packages.unwrap_or_default().into_iter().map(|package| {
+            let status = package.package_status.unwrap_or_default();
             Ok(PackageFacts {
-                status: package.package_status.and_then(|s| s.status),
+                status: status.status,
+                detailed_status: status.detailed_status,
                 shipped: time("packages.shipTime", package.ship_time)?,
                 created: time("packages.createdTime", package.created_time)?,
             })
