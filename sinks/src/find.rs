@@ -1,0 +1,179 @@
+//! Finds any of many byte strings in one pass over rows and files.
+//!
+//! A scan looks for each key id in four forms: its 16 bytes (bare, and so also inside a block's header), its hex text, and the base64
+//! of a header (of the 18 bytes that encode without a remainder). Nothing here trusts an index or a column: bytes are compared.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use sunder_retention::store::Needles;
+use sunder_schemas::ids::KeyId;
+use sunder_schemas::private::SealedBlock;
+
+/// The shortest needle: shorter ones occur by chance.
+pub const NEEDLE_BYTES_MIN: usize = 8;
+
+/// Whose trace a hit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Trace {
+    /// Of the key that was destroyed.
+    Erased(KeyId),
+    /// Of a planted control.
+    Control(KeyId),
+    /// One of the further byte strings, by its place in the list.
+    Bytes(usize),
+}
+
+/// A hit: whose trace it is and where it begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hit {
+    /// Whose.
+    pub trace: Trace,
+    /// Index of the first byte.
+    pub at: usize,
+}
+
+/// All needles of a scan, prepared for one pass.
+pub struct Finder {
+    needles: Vec<(Vec<u8>, Trace)>,
+    by_prefix: HashMap<[u8; 3], Vec<usize>>,
+    /// One bit for each three-byte prefix that begins a needle: 2 MiB that turn most positions away without a hash.
+    prefixes: Vec<u64>,
+    longest: usize,
+}
+
+impl Finder {
+    /// Prepares `needles`; further byte strings shorter than [`NEEDLE_BYTES_MIN`] are left out.
+    #[must_use]
+    pub fn new(needles: &Needles) -> Self {
+        let mut finder = Self { needles: Vec::new(), by_prefix: HashMap::new(), prefixes: vec![0; 1 << 18], longest: 0 };
+        for key in &needles.keys {
+            finder.add_key(*key, Trace::Erased(*key));
+        }
+        for key in &needles.controls {
+            finder.add_key(*key, Trace::Control(*key));
+        }
+        for (index, bytes) in needles.bytes.iter().enumerate() {
+            finder.add(bytes.clone(), Trace::Bytes(index));
+        }
+        finder
+    }
+
+    fn add_key(&mut self, key: KeyId, trace: Trace) {
+        self.add(key.0.to_vec(), trace);
+        self.add(key.to_hex().into_bytes(), trace);
+        let header = SealedBlock::header(key);
+        self.add(base64(header.get(..18).unwrap_or_default()).into_bytes(), trace);
+    }
+
+    fn add(&mut self, needle: Vec<u8>, trace: Trace) {
+        if needle.len() < NEEDLE_BYTES_MIN {
+            return;
+        }
+        let Some(prefix) = needle.first_chunk::<3>().copied() else { return };
+        self.longest = self.longest.max(needle.len());
+        if let Some(word) = self.prefixes.get_mut(slot(prefix) / 64) {
+            *word |= 1 << (slot(prefix) % 64);
+        }
+        self.by_prefix.entry(prefix).or_default().push(self.needles.len());
+        self.needles.push((needle, trace));
+    }
+
+    /// Length in bytes of the longest needle: pieces of a file must overlap by one less.
+    #[must_use]
+    pub const fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// Every hit in `hay`, in order of position.
+    pub fn each<'a>(&'a self, hay: &'a [u8]) -> impl Iterator<Item = Hit> + 'a {
+        hay.windows(3).enumerate().flat_map(move |(at, window)| {
+            let candidates = match window.first_chunk::<3>() {
+                Some(prefix) if self.may_begin(*prefix) => self.by_prefix.get(prefix).map_or(&[][..], Vec::as_slice),
+                _ => &[],
+            };
+            candidates.iter().filter_map(move |index| {
+                let (needle, trace) = self.needles.get(*index)?;
+                hay.get(at..)?.starts_with(needle).then_some(Hit { trace: *trace, at })
+            })
+        })
+    }
+
+    fn may_begin(&self, prefix: [u8; 3]) -> bool {
+        self.prefixes.get(slot(prefix) / 64).is_some_and(|word| word & (1 << (slot(prefix) % 64)) != 0)
+    }
+}
+
+const fn slot([a, b, c]: [u8; 3]) -> usize {
+    ((a as usize) << 16) | ((b as usize) << 8) | c as usize
+}
+
+/// The sealed block that may surround a hit of a bare key id at `at`: from its header to the end of `hay`, at most `max` bytes.
+#[must_use]
+pub fn block_around(hay: &[u8], at: usize, max: usize) -> Vec<u8> {
+    let from = at.checked_sub(4).filter(|from| hay.get(*from..).is_some_and(|rest| SealedBlock::key_of(rest).is_ok())).unwrap_or(at);
+    let range: Range<usize> = from..hay.len().min(from.saturating_add(max));
+    hay.get(range).unwrap_or_default().to_vec()
+}
+
+/// Standard base64 without padding; `bytes` is a multiple of three long.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len() / 3 * 4);
+    for chunk in bytes.chunks_exact(3) {
+        let bits = chunk.iter().fold(0usize, |bits, byte| (bits << 8) | usize::from(*byte));
+        for shift in [18, 12, 6, 0] {
+            text.push(ALPHABET.get((bits >> shift) & 63).copied().map_or('=', char::from));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn needles() -> Needles {
+        Needles { keys: vec![KeyId([7; 16])], controls: vec![KeyId([9; 16])], bytes: vec![b"wrapped-key-bytes".to_vec()], barrier: vec![] }
+    }
+
+    #[test]
+    fn base64_is_standard() {
+        assert_eq!(base64(b"Man"), "TWFu");
+        assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
+    }
+
+    #[test]
+    fn every_form_of_a_key_id_is_found() {
+        let finder = Finder::new(&needles());
+        let key = KeyId([7; 16]);
+        let forms = [
+            key.0.to_vec(),
+            SealedBlock::header(key).to_vec(),
+            key.to_hex().into_bytes(),
+            base64(&SealedBlock::header(key)[..18]).into_bytes(),
+        ];
+        for form in forms {
+            let hay = [b"......".as_slice(), &form, b"....."].concat();
+            let traces: Vec<Trace> = finder.each(&hay).map(|hit| hit.trace).collect();
+            assert!(traces.contains(&Trace::Erased(key)), "{form:?}");
+        }
+        assert_eq!(finder.each(b"no trace at all in here, none").count(), 0);
+    }
+
+    #[test]
+    fn controls_and_bytes_are_told_apart() {
+        let finder = Finder::new(&needles());
+        let hay = [b"x".as_slice(), &[9; 16], b"wrapped-key-bytes"].concat();
+        let traces: Vec<Trace> = finder.each(&hay).map(|hit| hit.trace).collect();
+        assert_eq!(traces, [Trace::Control(KeyId([9; 16])), Trace::Bytes(0)]);
+    }
+
+    #[test]
+    fn the_block_around_a_hit_begins_with_its_header() {
+        let mut block = SealedBlock::header(KeyId([7; 16])).to_vec();
+        block.extend([1; 40]);
+        let hay = [b"page ".as_slice(), &block].concat();
+        assert_eq!(block_around(&hay, 9, 1000), block);
+    }
+}

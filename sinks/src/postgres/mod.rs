@@ -1,0 +1,320 @@
+//! The stores on PostgreSQL: one statement per table and batch, a typed array per column.
+
+mod scan;
+mod types;
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::ExposeSecret as _;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::{AssertSqlSafe, PgPool, Postgres as Db, Row as _, Transaction};
+use sunder_retention::store::{Control, Subject};
+use sunder_schemas::ids::{EntityToken, Offset, Partition, SellerId};
+use sunder_schemas::records::PiiRecord;
+
+use crate::SinkError;
+use crate::cells::{Cells, HexToken, Values};
+use crate::find::Finder;
+use crate::options::{Dialect, STATEMENT_ROWS_MAX, StoreOptions};
+use crate::rows::RowKey;
+use crate::store::{Backend, CANARY, Changed, Move, Position, Reading};
+use crate::tables::{SINK_OFFSET_SQL, Table, freshness_sql, scan_control_sql};
+use types::{PgInstant, PgUuid};
+
+/// How long a call waits for a connection before it fails as unreachable (chosen: well below the 30 s that a start may take).
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Number of the advisory lock under which processes make tables, one at a time ("sunder" in ASCII).
+const SETTLE_LOCK: i64 = 0x73_75_6e_64_65_72;
+
+/// A store on PostgreSQL.
+pub(crate) struct Postgres {
+    store: &'static str,
+    pool: PgPool,
+    tables: Vec<Table>,
+    upserts: Vec<Arc<str>>,
+    deletes: Vec<Arc<str>>,
+    has_control: bool,
+}
+
+impl Postgres {
+    /// Connects and makes the tables as declared.
+    pub(crate) async fn open(store: &'static str, options: &StoreOptions, tables: &[Table], with_views: bool) -> Result<Self, SinkError> {
+        let mut connect = PgConnectOptions::from_str(&options.url)
+            .map_err(|_| SinkError::Options { store, code: "the url is not of the form postgres://user@host/database" })?
+            .application_name("sunder");
+        if let Some(password) = &options.password {
+            connect = connect.password(password.expose_secret());
+        }
+        let pool = PgPoolOptions::new()
+            .max_connections(options.connections.max(1))
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(connect)
+            .await
+            .map_err(SinkError::of(store, "connect"))?;
+        let backend = Self {
+            store,
+            pool,
+            upserts: tables.iter().map(|table| table.upsert_unnest_sql().into()).collect(),
+            deletes: tables.iter().map(|table| table.delete_unnest_sql(table.key.len()).into()).collect(),
+            tables: tables.to_vec(),
+            has_control: with_views,
+        };
+        backend.settle().await.map_err(SinkError::of(store, "make its tables"))?;
+        Ok(backend)
+    }
+
+    async fn settle(&self) -> Result<(), sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(SETTLE_LOCK).execute(&mut *tx).await?;
+        sqlx::query(SINK_OFFSET_SQL).execute(&mut *tx).await?;
+        for table in &self.tables {
+            sqlx::query(AssertSqlSafe(table.create_sql(Dialect::Postgres))).execute(&mut *tx).await?;
+            for sql in table.settle_sql() {
+                sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(&mut *tx).await?;
+            }
+        }
+        if self.has_control {
+            sqlx::query(scan_control_sql(Dialect::Postgres)).execute(&mut *tx).await?;
+            for sql in freshness_sql(&self.tables, Dialect::Postgres) {
+                sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(&mut *tx).await?;
+            }
+        }
+        tx.commit().await
+    }
+
+    fn fail(&self, action: &'static str) -> impl FnOnce(sqlx::Error) -> SinkError + use<> {
+        SinkError::of(self.store, action)
+    }
+
+    async fn upsert(&self, tx: &mut Transaction<'_, Db>, table: usize, cells: &Cells<'_>) -> Result<u64, sqlx::Error> {
+        let Some(sql) = self.upserts.get(table) else { return Ok(0) };
+        let mut written = 0;
+        let mut from = 0;
+        while from < cells.rows() {
+            let to = cells.rows().min(from + STATEMENT_ROWS_MAX);
+            let mut query = sqlx::query(AssertSqlSafe(Arc::clone(sql)));
+            for values in cells.columns() {
+                query = bind(query, values, from, to);
+            }
+            written += query.execute(&mut **tx).await?.rows_affected();
+            from = to;
+        }
+        Ok(written)
+    }
+
+    async fn delete(&self, tx: &mut Transaction<'_, Db>, table: usize, keys: &[RowKey]) -> Result<u64, sqlx::Error> {
+        let Some(sql) = self.deletes.get(table) else { return Ok(0) };
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        let sellers: Vec<&str> = keys.iter().map(|key| key.seller.as_str()).collect();
+        let entities: Vec<HexToken> = keys.iter().map(|key| HexToken::new(key.entity)).collect();
+        let parts: Vec<String> = keys.iter().filter_map(RowKey::part_text).collect();
+        let mut query = sqlx::query(AssertSqlSafe(Arc::clone(sql))).bind(sellers).bind(entities);
+        if !parts.is_empty() {
+            query = query.bind(parts);
+        }
+        Ok(query.execute(&mut **tx).await?.rows_affected())
+    }
+
+    /// Moves the position, or says with the stored one that it is not the expected one.
+    async fn advance(&self, tx: &mut Transaction<'_, Db>, sink: &str, step: Move<'_>) -> Result<(), SinkError> {
+        let Move { source, expected, next } = step;
+        let query = match expected {
+            None => sqlx::query(
+                "INSERT INTO sink_offset (sink, topic, incarnation, topic_partition, next_offset) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+            ),
+            Some(_) => sqlx::query(
+                "UPDATE sink_offset SET next_offset = $5 WHERE sink = $1 AND topic = $2 AND incarnation = $3 AND topic_partition = $4 AND next_offset = $6",
+            ),
+        };
+        let mut query = query.bind(sink).bind(&source.topic).bind(&source.incarnation).bind(i64::from(source.partition.0)).bind(next.0);
+        if let Some(expected) = expected {
+            query = query.bind(expected.0);
+        }
+        if query.execute(&mut **tx).await.map_err(self.fail("move the position"))?.rows_affected() == 1 {
+            return Ok(());
+        }
+        let stored: Option<i64> = sqlx::query_scalar(
+            "SELECT next_offset FROM sink_offset WHERE sink = $1 AND topic = $2 AND incarnation = $3 AND topic_partition = $4",
+        )
+        .bind(sink)
+        .bind(&source.topic)
+        .bind(&source.incarnation)
+        .bind(i64::from(source.partition.0))
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(self.fail("read the position"))?;
+        Err(SinkError::Moved { topic: source.topic.clone(), partition: source.partition, expected, stored: stored.map(Offset) })
+    }
+
+    async fn delete_all_of(&self, subjects: &[Subject]) -> Result<u64, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let mut deleted = 0;
+        for table in &self.tables {
+            let sql: Arc<str> = table.delete_unnest_sql(2).into();
+            for chunk in subjects.chunks(STATEMENT_ROWS_MAX) {
+                let sellers: Vec<&str> = chunk.iter().map(|subject| subject.seller.as_str()).collect();
+                let entities: Vec<HexToken> = chunk.iter().map(|subject| HexToken::new(subject.token)).collect();
+                let query = sqlx::query(AssertSqlSafe(Arc::clone(&sql))).bind(sellers).bind(entities);
+                deleted += query.execute(&mut *tx).await?.rows_affected();
+            }
+        }
+        tx.commit().await?;
+        Ok(deleted)
+    }
+
+    async fn drop_other_incarnations(&self, sink: &str, table: &Table, topic: &str, incarnation: &str) -> Result<u64, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let rows = format!(
+            "DELETE FROM {} WHERE topic_id IN (SELECT incarnation FROM sink_offset WHERE sink = $1 AND topic = $2 AND incarnation <> $3)",
+            table.name
+        );
+        let positions = "DELETE FROM sink_offset WHERE sink = $1 AND topic = $2 AND incarnation <> $3".to_owned();
+        let mut gone = Vec::with_capacity(2);
+        for sql in [rows, positions] {
+            gone.push(sqlx::query(AssertSqlSafe(sql)).bind(sink).bind(topic).bind(incarnation).execute(&mut *tx).await?.rows_affected());
+        }
+        tx.commit().await?;
+        Ok(gone.first().copied().unwrap_or_default())
+    }
+
+    /// Runs a maintenance statement on every table; such statements stand outside transactions.
+    async fn on_each_table(&self, statement: &str) -> Result<(), sqlx::Error> {
+        for table in &self.tables {
+            sqlx::raw_sql(AssertSqlSafe(format!("{statement} {}", table.name))).execute(&self.pool).await?;
+        }
+        Ok(())
+    }
+}
+
+type Query<'q> = sqlx::query::Query<'q, Db, PgArguments>;
+
+/// Binds rows `from..to` of a column as one array; the driver encodes it at once, so values are borrowed.
+fn bind<'q>(query: Query<'q>, values: &Values<'_>, from: usize, to: usize) -> Query<'q> {
+    match values {
+        Values::Text(v) => query.bind(v.get(from..to).unwrap_or_default()),
+        Values::Token(v) => query.bind(v.get(from..to).unwrap_or_default()),
+        Values::Integer(v) => query.bind(v.get(from..to).unwrap_or_default()),
+        Values::Boolean(v) => query.bind(v.get(from..to).unwrap_or_default()),
+        Values::Decimal(v) => query.bind(v.get(from..to).unwrap_or_default()),
+        Values::Instant(v) => {
+            let instants: Vec<Option<PgInstant>> = v.get(from..to).unwrap_or_default().iter().map(|t| t.map(PgInstant)).collect();
+            query.bind(instants)
+        }
+        Values::Uuid(v) => {
+            let ids: Vec<Option<PgUuid>> = v.get(from..to).unwrap_or_default().iter().map(|id| id.map(PgUuid)).collect();
+            query.bind(ids)
+        }
+        Values::Bytes(v) => query.bind(v.get(from..to).unwrap_or_default()),
+        Values::List(v) => query.bind(v.get(from..to).unwrap_or_default()),
+    }
+}
+
+#[async_trait]
+impl Backend for Postgres {
+    fn dialect(&self) -> Dialect {
+        Dialect::Postgres
+    }
+
+    async fn positions(&self, sink: &str) -> Result<Vec<Position>, SinkError> {
+        let rows = sqlx::query("SELECT topic, incarnation, topic_partition::int, next_offset FROM sink_offset WHERE sink = $1")
+            .bind(sink)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.fail("read the positions"))?;
+        let position = |row: &PgRow| {
+            Ok(Position {
+                topic: row.try_get(0)?,
+                incarnation: row.try_get(1)?,
+                partition: Partition(row.try_get(2)?),
+                next: Offset(row.try_get(3)?),
+            })
+        };
+        rows.iter().map(position).collect::<Result<_, sqlx::Error>>().map_err(self.fail("read the positions"))
+    }
+
+    async fn write(&self, sink: &str, step: Move<'_>, table: usize, deletes: &[RowKey], upserts: Cells<'_>) -> Result<Changed, SinkError> {
+        let mut tx = self.pool.begin().await.map_err(self.fail("begin a batch"))?;
+        // First the position: its row lock keeps a second writer of this source waiting, who then finds it moved.
+        self.advance(&mut tx, sink, step).await?;
+        let deleted = self.delete(&mut tx, table, deletes).await.map_err(self.fail("delete rows"))?;
+        let written = self.upsert(&mut tx, table, &upserts).await.map_err(self.fail("write rows"))?;
+        tx.commit().await.map_err(self.fail("commit a batch"))?;
+        Ok(Changed { written, deleted })
+    }
+
+    async fn rebuild(&self, sink: &str, table: usize, topic: &str, incarnation: &str) -> Result<u64, SinkError> {
+        let Some(table) = self.tables.get(table) else { return Ok(0) };
+        self.drop_other_incarnations(sink, table, topic, incarnation).await.map_err(self.fail("rebuild a topic's rows"))
+    }
+
+    async fn delete_subjects(&self, subjects: &[Subject]) -> Result<u64, SinkError> {
+        self.delete_all_of(subjects).await.map_err(self.fail("delete subjects"))
+    }
+
+    async fn purge(&self) -> Result<(), SinkError> {
+        self.on_each_table("VACUUM").await.map_err(self.fail("vacuum"))
+    }
+
+    async fn rewrite(&self) -> Result<(), SinkError> {
+        self.on_each_table("VACUUM FULL").await.map_err(self.fail("rewrite its tables"))
+    }
+
+    async fn read_rows(&self, finder: &Finder) -> Result<Reading, SinkError> {
+        self.rows_read(finder).await
+    }
+
+    async fn read_files(&self, finder: &Arc<Finder>) -> Result<Option<Reading>, SinkError> {
+        self.files_read(finder).await
+    }
+
+    async fn size(&self) -> Result<u64, SinkError> {
+        let mut total = 0;
+        for table in &self.tables {
+            let size: i64 = sqlx::query_scalar("SELECT pg_total_relation_size($1::regclass)")
+                .bind(table.name)
+                .fetch_one(&self.pool)
+                .await
+                .map_err(self.fail("read its size"))?;
+            total += size.unsigned_abs();
+        }
+        Ok(total)
+    }
+
+    async fn set_control(&self, case: &str, control: Option<&Control>) -> Result<(), SinkError> {
+        let query = match control {
+            Some(control) => sqlx::query(
+                "INSERT INTO scan_control (case_id, key_id, block) VALUES ($1, $2, $3) ON CONFLICT (case_id) DO UPDATE SET key_id = excluded.key_id, block = excluded.block",
+            )
+            .bind(case)
+            .bind(control.key.0.to_vec())
+            .bind(&control.block),
+            None => sqlx::query("DELETE FROM scan_control WHERE case_id = $1").bind(case),
+        };
+        query.execute(&self.pool).await.map(drop).map_err(self.fail("set a control"))
+    }
+
+    async fn put_row(&self, table: usize, row: Cells<'_>) -> Result<(), SinkError> {
+        let mut tx = self.pool.begin().await.map_err(self.fail("set a control"))?;
+        self.upsert(&mut tx, table, &row).await.map_err(self.fail("set a control"))?;
+        tx.commit().await.map_err(self.fail("set a control"))
+    }
+
+    async fn drop_canaries(&self, case: &str) -> Result<(), SinkError> {
+        sqlx::query("DELETE FROM sealed_block WHERE selling_partner_id = $1 AND classification = $2")
+            .bind(CANARY)
+            .bind(case)
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(self.fail("remove a control"))
+    }
+
+    async fn sealed(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {
+        self.sealed_rows(seller, entity).await
+    }
+}

@@ -1,0 +1,302 @@
+//! What the warehouse and the vault have in common: a database that applies, forgets, and is read again.
+
+use std::collections::BTreeSet;
+
+use async_trait::async_trait;
+use sunder_retention::store::{Control, FoundBlock, Mark, Needles, Place, Residual, ScanReport, StoreError, Subject};
+use sunder_schemas::ids::{EntityToken, SellerId};
+use sunder_schemas::ids::{KeyId, Offset, Partition};
+use sunder_schemas::outcome::{FilterReason, Outcome};
+use sunder_schemas::records::{Cell, PiiRecord};
+
+use crate::batch::{check_offsets, reduce};
+use crate::cells::Cells;
+use crate::find::Finder;
+use crate::options::{Dialect, StoreOptions};
+use crate::rows::{Row, RowKey};
+use crate::tables::Table;
+use crate::{Applied, Change, SinkError, Source, postgres, sqlite};
+
+/// First part of the key of a planted control: no seller is called so.
+pub(crate) const CANARY: &str = "~canary";
+/// Bytes of a file that are kept with a hit for the recover test: the largest sealed block (chosen: Kafka's default record is 1 MiB).
+pub(crate) const FOUND_BYTES_MAX: usize = 1 << 20;
+/// Hits that a report lists at most; one is enough to keep a case open.
+pub(crate) const FOUND_MAX: usize = 1_000;
+
+/// A stored position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) topic: String,
+    pub(crate) incarnation: String,
+    pub(crate) partition: Partition,
+    pub(crate) next: Offset,
+}
+
+/// Where a batch moves its source's position.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Move<'a> {
+    pub(crate) source: &'a Source,
+    pub(crate) expected: Option<Offset>,
+    pub(crate) next: Offset,
+}
+
+/// Rows that one batch changed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Changed {
+    pub(crate) written: u64,
+    pub(crate) deleted: u64,
+}
+
+/// What reading rows or files came to.
+#[derive(Debug, Default)]
+pub(crate) struct Reading {
+    pub(crate) places: Vec<Place>,
+    pub(crate) found: Vec<FoundBlock>,
+    pub(crate) controls: BTreeSet<KeyId>,
+}
+
+impl Reading {
+    /// Takes every hit of `finder` in `hay`.
+    pub(crate) fn search(&mut self, finder: &Finder, place: &str, hay: &[u8], block: impl Fn(usize) -> Vec<u8>) {
+        for hit in finder.each(hay) {
+            let key = match hit.trace {
+                crate::find::Trace::Control(key) => {
+                    self.controls.insert(key);
+                    continue;
+                }
+                crate::find::Trace::Erased(key) => key,
+                // A further byte string names no key of its own.
+                crate::find::Trace::Bytes(_) => KeyId([0; 16]),
+            };
+            if self.found.len() < FOUND_MAX {
+                self.found.push(FoundBlock { place: place.to_owned(), key, block: block(hit.at) });
+            }
+        }
+    }
+}
+
+/// A database with the tables of one store.
+#[async_trait]
+pub(crate) trait Backend: Send + Sync {
+    fn dialect(&self) -> Dialect;
+    /// Every stored position of `sink`, of all incarnations.
+    async fn positions(&self, sink: &str) -> Result<Vec<Position>, SinkError>;
+    /// Deletes, upserts and moves the position, in one transaction.
+    async fn write(&self, sink: &str, step: Move<'_>, table: usize, deletes: &[RowKey], upserts: Cells<'_>) -> Result<Changed, SinkError>;
+    /// Removes rows and positions of other incarnations of `topic`.
+    async fn rebuild(&self, sink: &str, table: usize, topic: &str, incarnation: &str) -> Result<u64, SinkError>;
+    /// Deletes the rows of `subjects` from every table.
+    async fn delete_subjects(&self, subjects: &[Subject]) -> Result<u64, SinkError>;
+    /// Makes the database give up what deleted rows left behind, as far as that needs no lock.
+    async fn purge(&self) -> Result<(), SinkError>;
+    /// Rewrites the tables, so that free space holds nothing; locks them meanwhile.
+    async fn rewrite(&self) -> Result<(), SinkError>;
+    /// Reads every row.
+    async fn read_rows(&self, finder: &Finder) -> Result<Reading, SinkError>;
+    /// Reads the files; `None` where the server does not let us.
+    async fn read_files(&self, finder: &std::sync::Arc<Finder>) -> Result<Option<Reading>, SinkError>;
+    /// Size of the files in bytes.
+    async fn size(&self) -> Result<u64, SinkError>;
+    /// Sets or removes the control of a case in the warehouse's own table.
+    async fn set_control(&self, case: &str, control: Option<&Control>) -> Result<(), SinkError>;
+    /// Writes one row outside any source (a control).
+    async fn put_row(&self, table: usize, row: Cells<'_>) -> Result<(), SinkError>;
+    /// Removes the vault's controls of `case`.
+    async fn drop_canaries(&self, case: &str) -> Result<(), SinkError>;
+    /// The sealed rows of one entity.
+    async fn sealed(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError>;
+}
+
+/// A store: its name, its topics and tables, and the database below.
+pub(crate) struct Store {
+    pub(crate) name: &'static str,
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) tables: Vec<Table>,
+    /// Full names of the topics that feed it, each with the index of its table.
+    topics: Vec<(String, usize)>,
+    rewrite_bytes_max: u64,
+}
+
+impl Store {
+    /// Opens the database and makes its tables as declared.
+    pub(crate) async fn open(
+        name: &'static str,
+        options: &StoreOptions,
+        tables: Vec<Table>,
+        topics: Vec<(String, usize)>,
+        with_views: bool,
+    ) -> Result<Self, SinkError> {
+        let backend: Box<dyn Backend> = match options.dialect(name)? {
+            Dialect::Postgres => Box::new(postgres::Postgres::open(name, options, &tables, with_views).await?),
+            Dialect::Sqlite => Box::new(sqlite::Sqlite::open(name, options, &tables, with_views).await?),
+        };
+        Ok(Self { name, backend, tables, topics, rewrite_bytes_max: options.rewrite_bytes_max })
+    }
+
+    /// Full names of the topics that feed the store.
+    pub(crate) fn topics(&self) -> impl Iterator<Item = &str> {
+        self.topics.iter().map(|(topic, _)| topic.as_str())
+    }
+
+    fn table_of(&self, source: &Source) -> Result<usize, SinkError> {
+        self.topics.iter().find(|(topic, _)| *topic == source.topic).map(|(_, table)| *table).ok_or_else(|| SinkError::Batch {
+            topic: source.topic.clone(),
+            partition: source.partition,
+            offset: Offset(0),
+            code: "a topic that does not feed this store",
+        })
+    }
+
+    pub(crate) async fn position(&self, source: &Source) -> Result<Option<Offset>, SinkError> {
+        let positions = self.backend.positions(self.name).await?;
+        let of_topic = || positions.iter().filter(|p| p.topic == source.topic);
+        if let Some(other) = of_topic().find(|p| p.incarnation != source.incarnation) {
+            return Err(SinkError::Rebuild { topic: source.topic.clone(), held: other.incarnation.clone() });
+        }
+        Ok(of_topic().find(|p| p.partition == source.partition).map(|p| p.next))
+    }
+
+    pub(crate) async fn apply<R: Row>(
+        &self,
+        step: Move<'_>,
+        changes: Vec<Change<R>>,
+        refused: impl Fn(&R) -> Option<FilterReason> + Send,
+    ) -> Result<Applied, SinkError> {
+        let source = step.source;
+        let index = self.table_of(source)?;
+        check_offsets(source, step.expected, step.next, &changes)?;
+        let batch_error = |offset, code| SinkError::Batch { topic: source.topic.clone(), partition: source.partition, offset, code };
+        let table = self.tables.get(index).ok_or_else(|| batch_error(step.next, "no such table"))?;
+        let mut applied = Applied::default();
+        let mut kept = Vec::with_capacity(changes.len());
+        for change in changes {
+            match &change {
+                Change::Upsert { record, .. } => match refused(record) {
+                    Some(reason) => applied.outcomes.count(Outcome::Filtered(reason)),
+                    None => kept.push(change),
+                },
+                Change::Delete { .. } => kept.push(change),
+            }
+        }
+        let reduced = reduce(kept, table.key.len());
+        applied.outcomes.add(&reduced.outcomes);
+        let mut cells = Cells::new(table, self.backend.dialect(), reduced.upserts.len());
+        for (offset, row) in &reduced.upserts {
+            row.cells(&mut |cell| cells.push(cell));
+            cells.push(Cell::Text(&source.incarnation));
+            cells.push(Cell::Int(i64::from(source.partition.0)));
+            cells.push(Cell::Int(offset.0));
+            cells.end_row().map_err(|_| batch_error(*offset, "a record of another kind than its topic"))?;
+        }
+        let rows = cells.rows() as u64;
+        let changed = self.backend.write(self.name, step, index, &reduced.deletes, cells).await?;
+        applied.rows_written = changed.written;
+        applied.rows_deleted = changed.deleted;
+        // The store itself turned away rows whose version it holds higher already.
+        let stale = rows.saturating_sub(changed.written);
+        applied.outcomes.stored = applied.outcomes.stored.saturating_sub(stale);
+        for _ in 0..stale {
+            applied.outcomes.count(Outcome::Filtered(FilterReason::Stale));
+        }
+        Ok(applied)
+    }
+
+    pub(crate) async fn rebuild(&self, topic: &str, incarnation: &str) -> Result<u64, SinkError> {
+        let Some((_, table)) = self.topics.iter().find(|(name, _)| name == topic) else { return Ok(0) };
+        self.backend.rebuild(self.name, *table, topic, incarnation).await
+    }
+
+    pub(crate) async fn caught_up(&self, marks: &[Mark]) -> Result<bool, StoreError> {
+        let positions = self.backend.positions(self.name).await.map_err(SinkError::into_store_error)?;
+        let is_fed = |mark: &&Mark| self.topics().any(|topic| topic == mark.topic);
+        Ok(marks.iter().filter(is_fed).all(|mark| {
+            positions.iter().any(|p| {
+                p.topic == mark.topic && p.incarnation == mark.incarnation && p.partition == mark.partition && p.next > mark.offset
+            })
+        }))
+    }
+
+    pub(crate) async fn forget(&self, subjects: &[Subject]) -> Result<u64, StoreError> {
+        let gone = self.backend.delete_subjects(subjects).await.map_err(SinkError::into_store_error)?;
+        // Also where the tombstones had deleted all rows before: what they left in the files goes now.
+        self.backend.purge().await.map_err(SinkError::into_store_error)?;
+        Ok(gone)
+    }
+
+    /// Reads rows and files. Where free space still holds a trace, the tables are rewritten (up to the size of the options) and the
+    /// files read once more; what is found after that keeps the case open.
+    pub(crate) async fn scan(&self, needles: &Needles) -> Result<ScanReport, SinkError> {
+        let finder = std::sync::Arc::new(Finder::new(needles));
+        let mut report = ScanReport { store: self.name.to_owned(), ..ScanReport::default() };
+        let rows = self.backend.read_rows(&finder).await?;
+        let is_clean = rows.found.is_empty();
+        report.take(rows, &needles.controls);
+        let mut rewritten = false;
+        match self.backend.read_files(&finder).await? {
+            None => report.residual.push(Residual {
+                what: format!("{}: the server's files cannot be read by this user; free space until vacuum has reused it", self.name),
+                until: None,
+            }),
+            Some(mut files) => {
+                if is_clean && !files.found.is_empty() {
+                    if self.backend.size().await? <= self.rewrite_bytes_max {
+                        self.backend.rewrite().await?;
+                        rewritten = true;
+                        files = self.backend.read_files(&finder).await?.unwrap_or_default();
+                    } else {
+                        report.residual.push(Residual {
+                            what: format!(
+                                "{}: {} remnants of ciphertext in free space, too large to rewrite",
+                                self.name,
+                                files.found.len()
+                            ),
+                            until: None,
+                        });
+                        files.found.clear();
+                    }
+                }
+                report.take(files, &needles.controls);
+            }
+        }
+        if self.backend.dialect() == Dialect::Postgres {
+            report.residual.push(Residual {
+                what: format!("{}: PostgreSQL's write-ahead log until recycled, its archive, base backups and replicas", self.name),
+                until: None,
+            });
+        }
+        report.method = self.method(rewritten);
+        Ok(report)
+    }
+
+    fn method(&self, rewritten: bool) -> String {
+        let engine = match self.backend.dialect() {
+            Dialect::Postgres => "PostgreSQL: rows deleted, tables vacuumed",
+            Dialect::Sqlite => "SQLite: rows deleted with secure_delete, write-ahead log truncated",
+        };
+        let rewrite = if rewritten { ", tables rewritten" } else { "" };
+        format!("{engine}{rewrite}; every row and every byte of the tables' files compared with the key ids (bare, hex, base64)")
+    }
+}
+
+/// Adds what a reading found to the report.
+trait Take {
+    fn take(&mut self, reading: Reading, controls: &[KeyId]);
+}
+
+impl Take for ScanReport {
+    fn take(&mut self, reading: Reading, controls: &[KeyId]) {
+        self.places.extend(reading.places);
+        self.found.extend(reading.found);
+        self.controls_planted += controls.len() as u64;
+        self.controls_found += reading.controls.len() as u64;
+    }
+}
+
+/// A token made of `text` (FNV-1a, 128 bits): gives a control its place, says nothing of anybody.
+pub(crate) fn token_of(text: &str) -> EntityToken {
+    let hash = text.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
+        (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+    });
+    EntityToken(hash.to_be_bytes())
+}

@@ -1,0 +1,93 @@
+//! The warehouse: typed tables without personal data, one per kind, for analysts.
+
+use async_trait::async_trait;
+use sunder_retention::store::{Control, Extent, Forget, Mark, Needles, Prove, ScanReport, StoreError, Subject};
+use sunder_schemas::class::Kind;
+use sunder_schemas::ids::Offset;
+use sunder_schemas::records::StateRecord;
+use sunder_schemas::topic::Topic;
+
+use crate::options::StoreOptions;
+use crate::store::{Move, Store};
+use crate::{Applied, Change, Sink, SinkError, Source, tables};
+
+/// Typed non-personal rows, fed by `state.*`.
+pub struct Warehouse {
+    store: Store,
+}
+
+impl Warehouse {
+    /// Opens the warehouse and makes its tables and views as declared.
+    ///
+    /// # Errors
+    /// [`SinkError`], also where the database cannot be reached.
+    pub async fn open(options: &StoreOptions) -> Result<Self, SinkError> {
+        let topics = Kind::ALL.iter().enumerate().map(|(index, kind)| (Topic::State(*kind).name(&options.prefix), index)).collect();
+        Ok(Self { store: Store::open("warehouse", options, tables::warehouse(), topics, true).await? })
+    }
+
+    /// Full names of the topics that feed it.
+    pub fn topics(&self) -> impl Iterator<Item = &str> {
+        self.store.topics()
+    }
+}
+
+#[async_trait]
+impl Sink<StateRecord> for Warehouse {
+    async fn position(&self, source: &Source) -> Result<Option<Offset>, SinkError> {
+        self.store.position(source).await
+    }
+
+    async fn apply(
+        &self,
+        source: &Source,
+        expected: Option<Offset>,
+        next: Offset,
+        changes: Vec<Change<StateRecord>>,
+    ) -> Result<Applied, SinkError> {
+        self.store.apply(Move { source, expected, next }, changes, |_| None).await
+    }
+
+    async fn rebuild(&self, topic: &str, incarnation: &str) -> Result<u64, SinkError> {
+        self.store.rebuild(topic, incarnation).await
+    }
+}
+
+#[async_trait]
+impl Forget for Warehouse {
+    fn name(&self) -> &str {
+        self.store.name
+    }
+
+    async fn caught_up(&self, marks: &[Mark]) -> Result<bool, StoreError> {
+        self.store.caught_up(marks).await
+    }
+
+    async fn forget(&self, subjects: &[Subject], extent: Extent) -> Result<u64, StoreError> {
+        match extent {
+            // Business rows live on: nothing personal is in them.
+            Extent::Personal => Ok(0),
+            Extent::WithBusinessData => self.store.forget(subjects).await,
+        }
+    }
+}
+
+#[async_trait]
+impl Prove for Warehouse {
+    fn name(&self) -> &str {
+        self.store.name
+    }
+
+    /// No table of the warehouse has a place for a block, so the control lies in one of its own, `scan_control`.
+    async fn plant(&self, control: &Control) -> Result<(), StoreError> {
+        self.store.backend.set_control(&control.case, Some(control)).await.map_err(SinkError::into_store_error)
+    }
+
+    async fn scan(&self, needles: &Needles) -> Result<ScanReport, StoreError> {
+        self.store.scan(needles).await.map_err(SinkError::into_store_error)
+    }
+
+    async fn unplant(&self, case: &str) -> Result<(), StoreError> {
+        self.store.backend.set_control(case, None).await.map_err(SinkError::into_store_error)
+    }
+}
