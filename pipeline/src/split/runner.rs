@@ -201,6 +201,10 @@ impl SplitRunner {
     /// One membership in the group, with nothing remembered from the one before.
     fn session(&self, handle: &Handle, stop: &CancellationToken) -> Result<(), SplitError> {
         let topics = self.topics();
+        for (topic, _) in &topics {
+            // What made the last session end may be a new topic of the name: ask, do not believe.
+            self.kafka.incarnations().forget(topic);
+        }
         self.check_incarnations(&topics)?;
         let resume = Arc::clone(&self.resume);
         let names: Vec<&str> = topics.iter().map(|(name, _)| name.as_str()).collect();

@@ -105,8 +105,17 @@ impl World {
 
     /// Runs a new splitter until it has split so many records and is caught up; what it counted.
     fn split(&self, records: u64) -> Counts {
-        let runner =
-            SplitRunner::new(self.kafka.clone(), Arc::clone(&self.schemas), Arc::clone(&self.keyring), vec![Family::Orders], "sunder/test");
+        let runner = self.runner();
+        Self::drive(&runner, records).unwrap();
+        runner.progress().counts
+    }
+
+    fn runner(&self) -> SplitRunner {
+        let (kafka, schemas, keyring) = (self.kafka.clone(), Arc::clone(&self.schemas), Arc::clone(&self.keyring));
+        SplitRunner::new(kafka, schemas, keyring, vec![Family::Orders], "sunder/test")
+    }
+
+    fn drive(runner: &SplitRunner, records: u64) -> Result<(), SplitError> {
         let stop = CancellationToken::new();
         let handle = tokio::runtime::Handle::current();
         std::thread::scope(|scope| {
@@ -121,9 +130,8 @@ impl World {
                 std::thread::yield_now();
             }
             stop.cancel();
-            looping.join().unwrap().unwrap();
-        });
-        runner.progress().counts
+            looping.join().unwrap()
+        })
     }
 
     /// Every record of `topic`, in order within a partition.
@@ -261,17 +269,7 @@ async fn two_splitters_share_the_partitions_and_lose_nothing() {
             world.publish(&orders);
             let stop = CancellationToken::new();
             let handle = tokio::runtime::Handle::current();
-            let runners: Vec<SplitRunner> = (0..2)
-                .map(|_| {
-                    SplitRunner::new(
-                        world.kafka.clone(),
-                        Arc::clone(&world.schemas),
-                        Arc::clone(&world.keyring),
-                        vec![Family::Orders],
-                        "sunder/test",
-                    )
-                })
-                .collect();
+            let runners = [world.runner(), world.runner()];
             std::thread::scope(|scope| {
                 let loops: Vec<_> = runners.iter().map(|runner| scope.spawn(|| runner.run(&handle, &stop))).collect();
                 let started = Instant::now();
@@ -287,6 +285,40 @@ async fn two_splitters_share_the_partitions_and_lose_nothing() {
             assert_eq!(world.live(Topic::State(Kind::Orders)).len(), 60);
             assert_eq!(world.live(Topic::State(Kind::OrderItems)).len(), 60);
             assert_eq!(PARTITIONS, world.kafka.partitions(Topic::State(Kind::Orders)));
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recreated_topic_is_noticed_and_read_again_from_its_start() {
+    for kafka in brokers("recreated").await.into_iter().filter(|kafka| !kafka.is_embedded()) {
+        let world = world(kafka).await;
+        let runner = Arc::new(world.runner());
+        let (first, second) = (Arc::clone(&runner), Arc::clone(&runner));
+        let world = off(move || {
+            world.publish(&[order(1, 10, &[2])]);
+            World::drive(&first, 1).unwrap();
+            world
+        })
+        .await;
+        let topic = world.kafka.topic(Topic::Raw(Family::Orders));
+        let mut options = rdkafka::ClientConfig::new();
+        options.set("bootstrap.servers", world.kafka.address());
+        let admin: rdkafka::admin::AdminClient<_> = options.create().unwrap();
+        admin.delete_topics(&[&topic], &rdkafka::admin::AdminOptions::new()).await.unwrap().remove(0).unwrap();
+        // Deletion is asynchronous: the name is free once the topic can be made again.
+        let started = Instant::now();
+        while world.kafka.apply_topics().await.is_err() {
+            assert!(started.elapsed() < Duration::from_secs(30));
+        }
+        off(move || {
+            world.publish(&[order(3, 10, &[4])]);
+            let Err(SplitError::Lost(lost)) = World::drive(&second, u64::MAX) else { panic!("the new topic was taken for the old one") };
+            assert_eq!((lost.family, lost.code, lost.partition), (Family::Orders, "recreated", None));
+            second.resume(&lost).unwrap();
+            World::drive(&second, second.progress().counts.records + 1).unwrap();
+            assert_eq!(world.live(Topic::State(Kind::Orders)).len(), 2);
         })
         .await;
     }
