@@ -4,7 +4,6 @@
 //! of a header (of the 18 bytes that encode without a remainder). Nothing here trusts an index or a column: bytes are compared.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use sunder_retention::store::Needles;
 use sunder_schemas::ids::KeyId;
@@ -108,12 +107,12 @@ const fn slot([a, b, c]: [u8; 3]) -> usize {
     ((a as usize) << 16) | ((b as usize) << 8) | c as usize
 }
 
-/// The sealed block that may surround a hit of a bare key id at `at`: from its header to the end of `hay`, at most `max` bytes.
+/// The sealed block around a hit of a bare key id at `at`: from its header to the end of `hay`, at most `max` bytes; empty where the
+/// hit stands in no header.
 #[must_use]
 pub fn block_around(hay: &[u8], at: usize, max: usize) -> Vec<u8> {
-    let from = at.checked_sub(4).filter(|from| hay.get(*from..).is_some_and(|rest| SealedBlock::key_of(rest).is_ok())).unwrap_or(at);
-    let range: Range<usize> = from..hay.len().min(from.saturating_add(max));
-    hay.get(range).unwrap_or_default().to_vec()
+    let block = at.checked_sub(4).and_then(|from| hay.get(from..)).filter(|rest| SealedBlock::key_of(rest).is_ok());
+    block.map(|rest| rest.get(..max).unwrap_or(rest).to_vec()).unwrap_or_default()
 }
 
 /// Standard base64 without padding; `bytes` is a multiple of three long.
@@ -175,5 +174,7 @@ mod tests {
         block.extend([1; 40]);
         let hay = [b"page ".as_slice(), &block].concat();
         assert_eq!(block_around(&hay, 9, 1000), block);
+        assert_eq!(block_around(&hay, 9, 30), block[..30]);
+        assert!(block_around(&hay, 30, 1000).is_empty());
     }
 }

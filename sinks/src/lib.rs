@@ -2,6 +2,8 @@
 
 pub mod batch;
 pub mod cells;
+#[cfg(test)]
+mod contract;
 pub mod error;
 pub mod find;
 pub mod options;
@@ -10,6 +12,8 @@ pub mod rows;
 mod sqlite;
 mod store;
 pub mod tables;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod vault;
 mod warehouse;
 

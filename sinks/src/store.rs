@@ -19,10 +19,10 @@ use crate::{Applied, Change, SinkError, Source, postgres, sqlite};
 
 /// First part of the key of a planted control: no seller is called so.
 pub(crate) const CANARY: &str = "~canary";
-/// Bytes of a file that are kept with a hit for the recover test: the largest sealed block (chosen: Kafka's default record is 1 MiB).
-pub(crate) const FOUND_BYTES_MAX: usize = 1 << 20;
+/// Bytes that are kept of a block that a scan met, for the recover test (chosen: far above a group of fields).
+pub(crate) const FOUND_BYTES_MAX: usize = 64 << 10;
 /// Hits that a report lists at most; one is enough to keep a case open.
-pub(crate) const FOUND_MAX: usize = 1_000;
+pub(crate) const FOUND_MAX: usize = 200;
 
 /// A stored position.
 #[derive(Debug, Clone, PartialEq, Eq)]
