@@ -6,6 +6,8 @@ mod dependencies;
 #[cfg(test)]
 mod kafka;
 #[cfg(test)]
+mod kafka_proof;
+#[cfg(test)]
 mod poll;
 #[cfg(test)]
 mod split;

@@ -1,0 +1,255 @@
+//! What erasure asks of the event log: tombstones, ends, barriers, and how the log stands.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use serde_json::{Value, json};
+use sunder_retention::store::{EventLog, Extent, Mark, OutboxRecord, StoreError, Subject};
+use sunder_schemas::class::{Family, FieldGroup, Kind};
+use sunder_schemas::ids::{Offset, Partition};
+use sunder_schemas::key;
+use sunder_schemas::topic::Topic;
+
+use crate::kafka::error::KafkaError;
+use crate::kafka::health::PlainContext;
+use crate::kafka::{Batch, Kafka, OutRecord, blocking};
+
+/// Header of records written for a case.
+pub const CASE_HEADER: &str = "sunder_case";
+/// How long the coordinator may take to tell committed offsets.
+const COMMITTED_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The event log on Kafka: implements [`EventLog`] and [`sunder_retention::store::Prove`].
+#[derive(Debug, Clone)]
+pub struct KafkaLog {
+    pub(crate) kafka: Kafka,
+}
+
+impl KafkaLog {
+    /// The log that `kafka` is connected to.
+    #[must_use]
+    pub const fn new(kafka: Kafka) -> Self {
+        Self { kafka }
+    }
+}
+
+/// Topics where a subject's data can lie: their ends are the barrier.
+fn topics_of_subjects() -> Vec<Topic> {
+    let mut topics: Vec<Topic> = Topic::all().into_iter().filter(|topic| topic.holds_sealed()).collect();
+    topics.extend(Kind::ALL.iter().flat_map(|kind| [Topic::State(*kind), Topic::Events(*kind)]));
+    topics
+}
+
+/// The first two parts of a key, `seller|entity`; `None` where it has fewer.
+fn subject_part(key: &[u8]) -> Option<&[u8]> {
+    let first = key.iter().position(|byte| *byte == b'|')?;
+    let rest = key.get(first + 1..)?;
+    let second = rest.iter().position(|byte| *byte == b'|').unwrap_or(rest.len());
+    key.get(..first + 1 + second)
+}
+
+fn bury(batch: &Batch, topic: &str, partition: Partition, key: &[u8], case: &str) -> Result<(), KafkaError> {
+    batch.send(OutRecord { topic, partition, key, value: None, headers: &[(CASE_HEADER, case.as_bytes())] })?;
+    Ok(())
+}
+
+impl Kafka {
+    fn bury_personal(&self, batch: &Batch, case: &str, subjects: &[Subject]) -> Result<(), KafkaError> {
+        // All families: a subject does not tell its own, and a tombstone of a key that never was costs a hundred bytes.
+        for topic in Family::ALL.iter().map(|family| self.topic(Topic::Pii(*family))) {
+            for subject in subjects {
+                let partition = self.partition_of(&subject.seller, subject.token);
+                for group in FieldGroup::ALL {
+                    bury(batch, &topic, partition, key::pii_key(&subject.seller, subject.token, *group).as_bytes(), case)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds every key of `subjects` that still has a value on `state.*` and `events.*` and buries it: children and events have keys
+    /// of their own that only the log knows.
+    fn bury_business(&self, batch: &Batch, case: &str, subjects: &[Subject]) -> Result<(), KafkaError> {
+        let wanted: HashSet<String> = subjects.iter().map(|subject| key::state_key(&subject.seller, subject.token, None)).collect();
+        let partitions: BTreeSet<i32> = subjects.iter().map(|subject| self.partition_of(&subject.seller, subject.token).0).collect();
+        for topic in Kind::ALL.iter().flat_map(|kind| [Topic::State(*kind), Topic::Events(*kind)]) {
+            let name = self.topic(topic);
+            let mut ranges = Vec::new();
+            for partition in &partitions {
+                ranges.push(self.whole_blocking(&name, Partition(*partition))?);
+            }
+            let mut living: BTreeSet<(i32, Vec<u8>)> = BTreeSet::new();
+            self.read_blocking(&ranges, |record| {
+                let Some(key) = record.key else { return Ok(()) };
+                let is_wanted = subject_part(key).and_then(|part| std::str::from_utf8(part).ok()).is_some_and(|part| wanted.contains(part));
+                if is_wanted {
+                    let entry = (record.partition.0, key.to_vec());
+                    if record.value.is_some() {
+                        living.insert(entry);
+                    } else {
+                        living.remove(&entry);
+                    }
+                }
+                Ok(())
+            })?;
+            for (partition, key) in living {
+                bury(batch, &name, Partition(partition), &key, case)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The committed next offsets of `group` for `partitions`, without joining it.
+    fn committed_blocking(&self, group: &str, partitions: &[Mark]) -> Result<BTreeMap<(String, i32), Offset>, KafkaError> {
+        let action = || format!("read the offsets of {group}");
+        let consumer: BaseConsumer<PlainContext> = self
+            .settings()
+            .consumer(self.address(), group)
+            .create_with_context(PlainContext(self.health().clone()))
+            .map_err(|error| KafkaError::call(action(), &error))?;
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for mark in partitions {
+            list.add_partition(&mark.topic, mark.partition.0);
+        }
+        let committed = consumer.committed_offsets(list, COMMITTED_TIMEOUT).map_err(|error| KafkaError::call(action(), &error))?;
+        let mut offsets = BTreeMap::new();
+        for element in committed.elements() {
+            element.error().map_err(|error| KafkaError::call(action(), &error))?;
+            if let rdkafka::Offset::Offset(next) = element.offset() {
+                offsets.insert((element.topic().to_owned(), element.partition()), Offset(next));
+            }
+        }
+        Ok(offsets)
+    }
+
+    fn raw_ends_blocking(&self) -> Result<Vec<Mark>, KafkaError> {
+        let mut marks = Vec::new();
+        for topic in Family::ALL.iter().map(|family| Topic::Raw(*family)) {
+            let name = self.topic(topic);
+            let incarnation = self.incarnation_blocking(&name)?;
+            for partition in (0..self.partitions(topic)).map(Partition) {
+                let (_, end) = self.bounds_blocking(&name, partition)?;
+                // A partition that never had a record has nothing to wait for.
+                if end.0 > 0 {
+                    marks.push(Mark { topic: name.clone(), incarnation: incarnation.clone(), partition, offset: Offset(end.0 - 1) });
+                }
+            }
+        }
+        Ok(marks)
+    }
+}
+
+#[async_trait]
+impl EventLog for KafkaLog {
+    async fn publish(&self, records: &[OutboxRecord]) -> Result<(), StoreError> {
+        let batch = self.kafka.producer().batch();
+        for record in records {
+            let topic = Topic::all()
+                .into_iter()
+                .find(|topic| topic.to_string() == record.topic)
+                .ok_or_else(|| KafkaError::own(format!("publish to {}", record.topic), "UnknownTopic"))?;
+            let partition = key::partition_of_key(record.key.as_bytes(), self.kafka.partitions(topic));
+            batch
+                .send(OutRecord {
+                    topic: &self.kafka.topic(topic),
+                    partition,
+                    key: record.key.as_bytes(),
+                    value: record.value.as_deref().map(str::as_bytes),
+                    headers: &[],
+                })
+                .map_err(KafkaError::from)?;
+        }
+        batch.acked().await.map_err(KafkaError::from)?;
+        Ok(())
+    }
+
+    async fn tombstone(&self, case: &str, subjects: &[Subject], extent: Extent) -> Result<Vec<Mark>, StoreError> {
+        let (kafka, case, subjects) = (self.kafka.clone(), case.to_owned(), subjects.to_vec());
+        Ok(blocking(move || {
+            let batch = kafka.producer().batch();
+            kafka.bury_personal(&batch, &case, &subjects)?;
+            if extent == Extent::WithBusinessData {
+                kafka.bury_business(&batch, &case, &subjects)?;
+            }
+            Ok(batch.acked_blocking()?)
+        })
+        .await?)
+    }
+
+    async fn raw_ends(&self) -> Result<Vec<Mark>, StoreError> {
+        let kafka = self.kafka.clone();
+        Ok(blocking(move || kafka.raw_ends_blocking()).await?)
+    }
+
+    async fn split_past(&self, marks: &[Mark]) -> Result<bool, StoreError> {
+        if marks.is_empty() {
+            return Ok(true);
+        }
+        let (kafka, marks) = (self.kafka.clone(), marks.to_vec());
+        Ok(blocking(move || {
+            for mark in &marks {
+                if kafka.incarnation_blocking(&mark.topic)? != mark.incarnation {
+                    return Err(KafkaError::own(format!("read the offsets of {}", mark.topic), "AnotherIncarnation"));
+                }
+            }
+            let committed = kafka.committed_blocking(&kafka.split_group(), &marks)?;
+            Ok(marks.iter().all(|mark| committed.get(&(mark.topic.clone(), mark.partition.0)).is_some_and(|next| *next > mark.offset)))
+        })
+        .await?)
+    }
+
+    async fn barrier(&self) -> Result<Vec<Mark>, StoreError> {
+        Ok(self.kafka.beat(&topics_of_subjects()).await?)
+    }
+
+    fn message_timeout(&self) -> Duration {
+        self.kafka.producer().message_timeout()
+    }
+
+    async fn drift(&self) -> Result<Vec<String>, StoreError> {
+        let states = self.kafka.diff_topics().await?;
+        Ok(states.iter().flat_map(|state| state.drift.iter().map(move |drift| format!("{}: {drift}", state.name))).collect())
+    }
+
+    fn is_durable(&self) -> bool {
+        !self.kafka.is_embedded()
+    }
+
+    async fn describe(&self) -> Result<Value, StoreError> {
+        let mut topics = Vec::new();
+        let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+        for topic in topics_of_subjects() {
+            let name = self.kafka.topic(topic);
+            for (setting, value) in self.kafka.declared(topic) {
+                digest.update(format!("{name} {setting}={value}\n").as_bytes());
+            }
+            topics.push(json!({
+                "topic": name,
+                "incarnation": self.kafka.incarnation(&name).await?,
+                "partitions": self.kafka.partitions(topic),
+                "replicas": self.kafka.settings().replication,
+            }));
+        }
+        Ok(json!({
+            "broker": if self.kafka.is_embedded() { "embedded, in memory: no physical proof" } else { "kafka" },
+            "profile": self.kafka.settings().profile,
+            "topics": topics,
+            "settings_sha256": hex::encode(digest.finish()),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_belongs_to_its_first_two_parts() {
+        assert_eq!(subject_part(b"A1|token"), Some(&b"A1|token"[..]));
+        assert_eq!(subject_part(b"A1|token|child|event"), Some(&b"A1|token"[..]));
+        assert_eq!(subject_part(b"~hb"), None);
+    }
+}
