@@ -2,7 +2,8 @@
 //!
 //! Invariants (DESIGN section 2, rule 6): one row per subject; a key is minted by `INSERT ... ON CONFLICT DO NOTHING` and read again in
 //! the same transaction, so two pollers get one key, and a subject that was erased meanwhile gets none; `destroyed` is terminal; what is
-//! past its deadline gets no key. Rows are touched in order of fingerprint, so that batches wait for each other and never crosswise.
+//! past its deadline gets no key. The seller's row is locked first, so that batches queue and never wait for each other crosswise; that
+//! costs nothing where a seller is polled by one process at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +18,8 @@ use crate::deadline::{self, Decision, Facts, Observed, Policy};
 use crate::keydb::{DbError, ROWS_PER_STATEMENT, Write, blob, on, push_tuples};
 use crate::keys::seal::commitment;
 use crate::keys::{DataKey, KeyError, Keyring, SellerKeys};
-use crate::ledger::parse_facts;
+use crate::ledger::{self, parse_facts};
+use crate::sellers::SellerState;
 
 /// How often a batch reads again because another process added the same subjects: once is enough, more is a fault.
 const ROUNDS_MAX: usize = 5;
@@ -150,6 +152,18 @@ fn decide(subject: &mut Subject, candidate: &Candidate, policy: &Policy, now: Ti
 pub(crate) async fn admit(keyring: &Keyring, seller: &SellerId, candidates: &[Candidate]) -> Result<Vec<Admission>, KeyError> {
     let keys = keyring.seller(seller).await?;
     let mut tx = keyring.db().begin_write().await?;
+    match ledger::lock_seller(&mut tx, seller).await? {
+        Some((state, _)) if state == SellerState::Removed.as_str() => {
+            keyring.forget_seller(seller);
+            return Err(KeyError::SellerRemoved(seller.clone()));
+        }
+        Some((_, generation)) if generation == keys.generation() => {}
+        // Removed and readmitted meanwhile: a key wrapped under the old wrapping key would be lost.
+        _ => {
+            keyring.forget_seller(seller);
+            return Err(DbError { action: "admit a batch", code: "seller_keys_changed".to_owned(), retry: true }.into());
+        }
+    }
     let batch = Batch { keyring, keys: &keys, now: keyring.now() };
     let mut answers: Vec<Option<Admission>> = vec![None; candidates.len()];
     let mut open: BTreeSet<Fingerprint> = candidates.iter().map(|c| c.fingerprint).collect();

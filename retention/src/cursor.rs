@@ -10,7 +10,7 @@ use sunder_schemas::time::Timestamp;
 
 use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, on, push_tuples};
 use crate::keys::{KeyError, Keyring};
-use crate::ledger::Fate;
+use crate::ledger::{self, Fate};
 
 /// How far a seller's dataset has been read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,6 +245,7 @@ pub async fn open_gaps(db: &KeyDb, seller: Option<&SellerId>) -> Result<Vec<Gap>
 pub(crate) async fn commit_page(keyring: &Keyring, seller: &SellerId, page: PageCommit) -> Result<(), KeyError> {
     let now = keyring.now();
     let mut tx = keyring.db().begin_write().await?;
+    ledger::lock_seller(&mut tx, seller).await?;
     if let Some(to) = &page.cursor
         && !advance(&mut tx, seller, to, now).await?
     {

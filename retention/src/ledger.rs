@@ -105,7 +105,8 @@ pub struct Due {
 /// [`DbError`]: roll back; nothing is destroyed.
 pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<Destroyed, DbError> {
     let failed = on("destroy keys");
-    // The epoch's row is locked first and by destroyers alone, so two destructions queue here and never wait for each other crosswise.
+    lock_seller(tx, destruction.seller).await?;
+    // Locked by destroyers alone and before any subject, so that epochs are committed in their order.
     let epoch = next_epoch(tx).await?;
     let mut subjects: Vec<&Condemned> = destruction.subjects.iter().collect();
     subjects.sort_unstable_by_key(|s| s.fingerprint);
@@ -157,6 +158,20 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
     };
     audit::append(tx, destruction.at, &event).await?;
     Ok(Destroyed { epoch, keys: all })
+}
+
+/// Locks the seller's row until `tx` ends and returns its state and generation; `None` where there is no such seller. Whoever writes
+/// subjects takes it first: subjects that are new have no row to lock, so without it two batches could wait for each other crosswise.
+pub(crate) async fn lock_seller(tx: &mut Write, seller: &SellerId) -> Result<Option<(String, i64)>, DbError> {
+    let failed = on("lock a seller");
+    // A writer on SQLite holds the whole database already.
+    let sql = if tx.backend_name() == "PostgreSQL" {
+        "SELECT state, generation FROM seller WHERE seller = $1 FOR UPDATE"
+    } else {
+        "SELECT state, generation FROM seller WHERE seller = $1"
+    };
+    let row = sqlx::query(sql).bind(seller.as_str().to_owned()).fetch_optional(&mut **tx).await.map_err(&failed)?;
+    row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose().map_err(|e: sqlx::Error| failed(e))
 }
 
 /// Raises the ledger epoch within `tx` and returns it.
@@ -323,6 +338,9 @@ async fn postpone(db: &KeyDb, moved: &[(Fingerprint, Timestamp, Timestamp, Strin
     }
     let failed = on("postpone a deadline");
     let mut tx = db.begin_write().await?;
+    // In order of fingerprint, as admission locks them.
+    let mut moved: Vec<_> = moved.iter().collect();
+    moved.sort_unstable();
     for (fingerprint, stored, deadline, rule) in moved {
         sqlx::query("UPDATE subject SET deadline = $1, rule = $2 WHERE fingerprint = $3 AND state = 'live' AND deadline = $4")
             .bind(deadline.0)

@@ -17,6 +17,7 @@ use sunder_schemas::time::{Clock, Timestamp};
 
 pub use self::seal::{Context, DataKey, OpenError};
 pub use self::seller::SellerKeys;
+pub(crate) use self::seller::fresh;
 use crate::admit::{self, Admission, Candidate};
 use crate::cursor::{self, PageCommit};
 use crate::deadline::Policy;

@@ -71,6 +71,11 @@ impl SellerKeys {
         EventId(uuid::Builder::from_custom_bytes(front(&tag)).into_uuid())
     }
 
+    /// Counts readmissions.
+    pub(crate) const fn generation(&self) -> i64 {
+        self.generation
+    }
+
     /// Version of the wrapping key.
     pub(crate) const fn wrapping_version(&self) -> i64 {
         self.wrapping_version
@@ -131,11 +136,6 @@ fn front<const N: usize>(tag: &hmac::Tag) -> [u8; N] {
 /// The wrapping context of one of a seller's keys.
 fn role_context(seller: &SellerId, role: &str, generation: i64) -> Vec<u8> {
     parts(&[b"sunder seller key 1", seller.as_str().as_bytes(), role.as_bytes(), &generation.to_be_bytes()])
-}
-
-/// The wrapping context of a seller's refresh token.
-pub(crate) fn refresh_token_context(seller: &SellerId) -> Vec<u8> {
-    parts(&[b"sunder refresh token 1", seller.as_str().as_bytes()])
 }
 
 const WRAPPING: &str = "wrapping";

@@ -1,0 +1,268 @@
+//! Sellers as the key database knows them: who is polled, with the refresh token wrapped by the root key.
+//!
+//! Invariants: a refresh token is stored wrapped and opened by a poller alone; `removed` is terminal and beats the config; only a
+//! readmission reopens it, with new keys, except the ledger key, so that what was erased stays erased.
+
+use std::fmt;
+use std::str::FromStr;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use sqlx::Row;
+use sunder_schemas::ids::{MarketplaceId, SellerId};
+
+use crate::keydb::{DbError, KeyDb, Write, on};
+use crate::keys::{KeyError, Keyring};
+
+/// Whether a seller is polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SellerState {
+    /// Polled.
+    Active,
+    /// Not polled until resumed; its data stays and expires as ever.
+    Paused,
+    /// Not polled: a poller could not (token revoked, key missing); the code says why.
+    Blocked,
+    /// Gone, for good unless readmitted.
+    Removed,
+}
+
+impl SellerState {
+    /// As it is stored.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Paused => "paused",
+            Self::Blocked => "blocked",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+impl fmt::Display for SellerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for SellerState {
+    type Err = DbError;
+    fn from_str(text: &str) -> Result<Self, DbError> {
+        match text {
+            "active" => Ok(Self::Active),
+            "paused" => Ok(Self::Paused),
+            "blocked" => Ok(Self::Blocked),
+            "removed" => Ok(Self::Removed),
+            _ => Err(DbError::fixed("read a seller", "bad_column")),
+        }
+    }
+}
+
+/// A seller, without its secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Seller {
+    /// Amazon's merchant id.
+    pub id: SellerId,
+    /// `eu`, `na` or `fe`; `None` until it is added with its account.
+    pub region: Option<String>,
+    /// Its marketplaces.
+    pub marketplaces: Vec<MarketplaceId>,
+    /// Whether it is polled.
+    pub state: SellerState,
+    /// Why it is paused or blocked.
+    pub code: Option<String>,
+    /// Whether a refresh token is stored.
+    pub has_refresh_token: bool,
+}
+
+/// A seller to add, or to bring up to date.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// Amazon's merchant id.
+    pub id: SellerId,
+    /// `eu`, `na` or `fe`.
+    pub region: String,
+    /// Its marketplaces.
+    pub marketplaces: Vec<MarketplaceId>,
+    /// Its LWA refresh token; `None` leaves the stored one.
+    pub refresh_token: Option<SecretString>,
+}
+
+/// Adds `account`, or brings a known one up to date; its state stays. Called for each seller of the config at start, and by `sellers add`.
+///
+/// # Errors
+/// [`KeyError::SellerRemoved`] where the seller left: see [`readmit`].
+pub async fn put(keyring: &Keyring, account: &Account) -> Result<(), KeyError> {
+    let failed = on("add a seller");
+    // Makes the keys of a new seller, and refuses one that was removed.
+    keyring.seller(&account.id).await?;
+    let token = match &account.refresh_token {
+        Some(token) => Some(keyring.root().wrap(&token_context(&account.id), token.expose_secret().as_bytes()).await?),
+        None => None,
+    };
+    let marketplaces = serde_json::to_string(&account.marketplaces).map_err(|_| DbError::fixed("add a seller", "bad_marketplaces"))?;
+    let mut tx = keyring.db().begin_write().await?;
+    let done = sqlx::query(
+        "UPDATE seller SET region = $1, marketplaces = $2, refresh_token = COALESCE($3, refresh_token), updated_at = $4 \
+         WHERE seller = $5 AND state <> 'removed'",
+    )
+    .bind(account.region.clone())
+    .bind(marketplaces)
+    .bind(token)
+    .bind(keyring.now().0)
+    .bind(account.id.as_str().to_owned())
+    .execute(&mut *tx)
+    .await
+    .map_err(&failed)?;
+    tx.commit().await.map_err(&failed)?;
+    if done.rows_affected() == 1 {
+        Ok(())
+    } else {
+        keyring.forget_seller(&account.id);
+        Err(KeyError::SellerRemoved(account.id.clone()))
+    }
+}
+
+/// Opens a removed seller again: new wrapping and token keys, the old ledger key. Its old tokens stay dead.
+///
+/// # Errors
+/// [`KeyError::SellerUnknown`] where there is no removed seller of this id.
+pub async fn readmit(keyring: &Keyring, seller: &SellerId) -> Result<(), KeyError> {
+    let failed = on("readmit a seller");
+    let row = sqlx::query("SELECT generation FROM seller WHERE seller = $1 AND state = 'removed'")
+        .bind(seller.as_str().to_owned())
+        .fetch_optional(keyring.db().pool())
+        .await
+        .map_err(&failed)?;
+    let unknown = || KeyError::SellerUnknown(seller.clone());
+    let generation: i64 = row.ok_or_else(unknown)?.try_get(0).map_err(&failed)?;
+    let fresh = crate::keys::fresh(keyring, seller, generation + 1).await?;
+    let mut tx = keyring.db().begin_write().await?;
+    let done = sqlx::query(
+        "UPDATE seller SET state = 'active', state_code = NULL, generation = generation + 1, wrapping_key = $1, wrapping_version = 1, \
+         token_key = $2, updated_at = $3 WHERE seller = $4 AND state = 'removed' AND generation = $5",
+    )
+    .bind(fresh.wrapping)
+    .bind(fresh.tokens)
+    .bind(keyring.now().0)
+    .bind(seller.as_str().to_owned())
+    .bind(generation)
+    .execute(&mut *tx)
+    .await
+    .map_err(&failed)?;
+    tx.commit().await.map_err(&failed)?;
+    keyring.forget_seller(seller);
+    if done.rows_affected() == 1 { Ok(()) } else { Err(unknown()) }
+}
+
+/// Every seller, by id.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn list(db: &KeyDb) -> Result<Vec<Seller>, DbError> {
+    let failed = on("list sellers");
+    let rows = sqlx::query(
+        "SELECT seller, region, marketplaces, state, state_code, CASE WHEN refresh_token IS NULL THEN 0 ELSE 1 END FROM seller ORDER BY seller",
+    )
+    .fetch_all(db.pool())
+    .await
+    .map_err(&failed)?;
+    let bad = || DbError::fixed("list sellers", "bad_column");
+    rows.iter()
+        .map(|row| {
+            let marketplaces: Option<String> = row.try_get(2).map_err(&failed)?;
+            Ok(Seller {
+                id: row.try_get::<String, _>(0).map_err(&failed)?.parse().map_err(|_| bad())?,
+                region: row.try_get(1).map_err(&failed)?,
+                marketplaces: marketplaces.map_or_else(|| Ok(Vec::new()), |text| serde_json::from_str(&text)).map_err(|_| bad())?,
+                state: row.try_get::<String, _>(3).map_err(&failed)?.parse()?,
+                code: row.try_get(4).map_err(&failed)?,
+                // PostgreSQL says INTEGER, SQLite says BIGINT: both read as this.
+                has_refresh_token: row.try_get::<i64, _>(5).or_else(|_| row.try_get::<i32, _>(5).map(i64::from)).map_err(&failed)? == 1,
+            })
+        })
+        .collect()
+}
+
+/// The seller's state; `None` where it is not known.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn state(db: &KeyDb, seller: &SellerId) -> Result<Option<SellerState>, DbError> {
+    let failed = on("read a seller");
+    let row = sqlx::query("SELECT state FROM seller WHERE seller = $1")
+        .bind(seller.as_str().to_owned())
+        .fetch_optional(db.pool())
+        .await
+        .map_err(&failed)?;
+    row.map(|row| row.try_get::<String, _>(0).map_err(&failed)?.parse()).transpose()
+}
+
+/// Pauses, blocks or resumes a seller; `code` says why. A removed one stays removed.
+///
+/// # Errors
+/// [`KeyError::SellerRemoved`] or [`KeyError::SellerUnknown`].
+pub async fn set_state(keyring: &Keyring, seller: &SellerId, to: SellerState, code: Option<&str>) -> Result<(), KeyError> {
+    let failed = on("change a seller's state");
+    let mut tx = keyring.db().begin_write().await?;
+    let done = sqlx::query("UPDATE seller SET state = $1, state_code = $2, updated_at = $3 WHERE seller = $4 AND state <> 'removed'")
+        .bind(to.as_str())
+        .bind(code.map(str::to_owned))
+        .bind(keyring.now().0)
+        .bind(seller.as_str().to_owned())
+        .execute(&mut *tx)
+        .await
+        .map_err(&failed)?;
+    tx.commit().await.map_err(&failed)?;
+    if to == SellerState::Removed {
+        keyring.forget_seller(seller);
+    }
+    if done.rows_affected() == 1 {
+        return Ok(());
+    }
+    match state(keyring.db(), seller).await? {
+        Some(_) => Err(KeyError::SellerRemoved(seller.clone())),
+        None => Err(KeyError::SellerUnknown(seller.clone())),
+    }
+}
+
+/// Destroys what opens a removed seller's data and makes its tokens, within the transaction of its off-boarding case, once the case has
+/// recorded its tokens: refresh token, wrapping key, token key. The ledger key stays.
+///
+/// # Errors
+/// [`DbError`] where the seller is not removed: set its state first, so that no poller mints in between.
+pub async fn destroy_keys(tx: &mut Write, seller: &SellerId) -> Result<(), DbError> {
+    let done = sqlx::query(
+        "UPDATE seller SET refresh_token = NULL, wrapping_key = NULL, token_key = NULL WHERE seller = $1 AND state = 'removed'",
+    )
+    .bind(seller.as_str().to_owned())
+    .execute(&mut **tx)
+    .await
+    .map_err(on("destroy a seller's keys"))?;
+    if done.rows_affected() == 1 { Ok(()) } else { Err(DbError::fixed("destroy a seller's keys", "not_removed")) }
+}
+
+/// The seller's refresh token, for its poller.
+///
+/// # Errors
+/// [`KeyError::SellerUnknown`] where none is stored.
+pub async fn refresh_token(keyring: &Keyring, seller: &SellerId) -> Result<SecretString, KeyError> {
+    let failed = on("read a refresh token");
+    let row = sqlx::query("SELECT refresh_token FROM seller WHERE seller = $1 AND state <> 'removed'")
+        .bind(seller.as_str().to_owned())
+        .fetch_optional(keyring.db().pool())
+        .await
+        .map_err(&failed)?;
+    let wrapped: Option<Vec<u8>> = row.map(|row| row.try_get(0)).transpose().map_err(&failed)?.flatten();
+    let wrapped = wrapped.ok_or_else(|| KeyError::SellerUnknown(seller.clone()))?;
+    let bytes = keyring.root().unwrap(&token_context(seller), &wrapped).await?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| KeyError::Damaged { what: "refresh token", seller: seller.clone() })?;
+    Ok(SecretString::from(text))
+}
+
+/// The wrapping context of a seller's refresh token.
+fn token_context(seller: &SellerId) -> Vec<u8> {
+    [b"sunder refresh token 1 ".as_slice(), seller.as_str().as_bytes()].concat()
+}
