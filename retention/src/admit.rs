@@ -8,14 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use sqlx::Row;
 use sqlx::any::AnyRow;
-use sqlx::{AssertSqlSafe, Row};
 use sunder_schemas::ids::{EntityToken, EventId, Fingerprint, KeyId, SellerId};
 use sunder_schemas::outcome::DropReason;
 use sunder_schemas::time::Timestamp;
 
 use crate::deadline::{self, Decision, Facts, Observed, Policy};
-use crate::keydb::{DbError, ROWS_PER_STATEMENT, Write, blob, on, push_tuples};
+use crate::keydb::{DbError, ROWS_PER_STATEMENT, Write, blob, numbered, on, push_tuples};
 use crate::keys::seal::commitment;
 use crate::keys::{DataKey, KeyError, Keyring, SellerKeys};
 use crate::ledger::{self, parse_facts};
@@ -247,7 +247,7 @@ impl Batch<'_> {
             push_tuples(&mut sql, 1, chunk.len(), 1);
             sql.push_str(" ORDER BY fingerprint");
             sql.push_str(self.keyring.db().dialect().for_update());
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+            let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
             for print in chunk {
                 query = query.bind(print.0.to_vec());
             }
@@ -293,7 +293,7 @@ impl Batch<'_> {
                 .to_owned();
         push_tuples(&mut sql, chunk.len(), 15, 1);
         sql.push_str(conflict);
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
         for (print, subject) in chunk {
             let facts = subject.facts.as_ref().map(serde_json::to_string).transpose();
             let state = match subject.state {

@@ -3,12 +3,12 @@
 //! Invariants: a cursor moves by compare-and-set, in the transaction that records what became of its page; a window that cannot be read
 //! is an open gap, never skipped.
 
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::Row;
 use sunder_schemas::class::{Dataset, FieldGroup};
 use sunder_schemas::ids::{EntityToken, EventId, Fingerprint, SellerId};
 use sunder_schemas::time::Timestamp;
 
-use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, on, push_tuples};
+use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, numbered, on, push_tuples};
 use crate::keys::{KeyError, Keyring};
 use crate::ledger::{self, Fate};
 
@@ -270,7 +270,7 @@ async fn record_published(tx: &mut Write, seller: &SellerId, mut published: Vec<
             " ON CONFLICT (fingerprint) DO UPDATE SET event_id = excluded.event_id, event_version = excluded.event_version \
              WHERE subject.event_version IS NULL OR subject.event_version <= excluded.event_version",
         );
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
         for event in chunk {
             query = query
                 .bind(event.fingerprint.0.to_vec())
@@ -294,7 +294,7 @@ async fn record_dispositions(tx: &mut Write, seller: &SellerId, mut rows: Vec<Di
         let mut sql = "INSERT INTO disposition (seller, token, field_group, fate, at) VALUES ".to_owned();
         push_tuples(&mut sql, chunk.len(), 5, 1);
         sql.push_str(" ON CONFLICT (seller, token, field_group) DO UPDATE SET fate = excluded.fate, at = excluded.at");
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
         for row in chunk {
             query = query
                 .bind(seller.as_str().to_owned())

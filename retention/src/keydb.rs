@@ -5,6 +5,11 @@
 //! It does not know what the tables mean: see `ledger`, `admit`, `audit`.
 
 use std::borrow::Cow;
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Once;
 use std::time::Duration;
@@ -20,8 +25,9 @@ const CONNECTIONS_MAX: u32 = 8;
 const SQLITE_BUSY_MS: u32 = 30_000;
 /// How long to wait for a connection, so that a database gone at start is reported within 30 s (DESIGN section 6).
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Rows of one multi-row statement: below SQLite's 32766 and PostgreSQL's 65535 parameters with up to 32 columns.
-pub const ROWS_PER_STATEMENT: usize = 1000;
+/// Rows of one multi-row statement. Measured on 5000 keys minted: SQLite needs 0.3 s with 100, 0.6 s with 250, 1.6 s with 1000 (it looks up
+/// parameters one by one); PostgreSQL is as fast with 100 as with more.
+pub const ROWS_PER_STATEMENT: usize = 100;
 /// Name of the lock that lets one process migrate at a time on PostgreSQL: "sunder" in ASCII.
 const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock(126943972910450)";
 
@@ -33,6 +39,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (104, include_str!("../migrations/0104_cursor.sql")),
     (105, include_str!("../migrations/0105_audit.sql")),
     (106, include_str!("../migrations/0106_quarantine.sql")),
+    (107, include_str!("../migrations/0107_scan_control.sql")),
 ];
 
 /// An error of the key database: what was tried and a code; never the database's own text, which quotes values.
@@ -259,7 +266,12 @@ async fn open_pool(url: &str, password: Option<&SecretString>) -> Result<(AnyPoo
         return Err(bad_url("password_in_url"));
     }
     if dialect == Dialect::Sqlite {
-        options.database_url.set_query(Some("mode=rwc"));
+        make_private(options.database_url.path()).map_err(|e| DbError {
+            action: "make its file",
+            code: e.kind().to_string(),
+            retry: false,
+        })?;
+        options.database_url.set_query(Some("mode=rw"));
     } else if let Some(password) = password {
         options.database_url.set_password(Some(password.expose_secret())).map_err(|()| bad_url("no_host"))?;
     }
@@ -285,6 +297,34 @@ async fn open_pool(url: &str, password: Option<&SecretString>) -> Result<(AnyPoo
     Ok((pool, dialect))
 }
 
+/// Makes the file of a new SQLite database readable by its owner alone; SQLite gives its log the same mode.
+fn make_private(path: &str) -> std::io::Result<()> {
+    let path = percent_decode(path);
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Undoes what a URL does to a path: `%20` is a space.
+fn percent_decode(path: &str) -> PathBuf {
+    let (mut out, mut rest) = (Vec::with_capacity(path.len()), path.as_bytes());
+    while let [first, tail @ ..] = rest {
+        let code = (*first == b'%').then(|| tail.first_chunk::<2>()).flatten().and_then(|hex| hex::decode(hex).ok());
+        match code.as_deref() {
+            Some([byte]) => {
+                out.push(*byte);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(out))
+}
+
 /// Appends `rows` tuples of `columns` placeholders, numbered from `first`, to `sql`: `($1, $2), ($3, $4)`.
 pub(crate) fn push_tuples(sql: &mut String, rows: usize, columns: usize, first: usize) {
     use std::fmt::Write as _;
@@ -300,6 +340,12 @@ pub(crate) fn push_tuples(sql: &mut String, rows: usize, columns: usize, first: 
     }
 }
 
+/// Gives a long statement the placeholders that its database reads fastest: SQLite looks up each `$n` among all before it, which makes
+/// many of them quadratic; `?n` it takes as a number. `sql` is text of ours with placeholders alone.
+pub(crate) fn numbered(tx: &Write, sql: String) -> AssertSqlSafe<String> {
+    AssertSqlSafe(if tx.backend_name() == "PostgreSQL" { sql } else { sql.replace('$', "?") })
+}
+
 /// Reads an optional blob of exactly `N` bytes.
 pub(crate) fn blob<const N: usize>(row: &AnyRow, column: &'static str) -> Result<Option<[u8; N]>, DbError> {
     let bytes: Option<Vec<u8>> = row.try_get(column).map_err(on("read a column"))?;
@@ -313,8 +359,13 @@ mod tests {
     #[tokio::test]
     async fn it_migrates_once_and_refuses_a_password_in_its_url() {
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}/keys.db", folder.path().display());
+        let url = format!("sqlite://{}/the keys.db", folder.path().display());
         let db = KeyDb::open(&url, None).await.unwrap();
+        db.ping().await.unwrap();
+        for entry in std::fs::read_dir(folder.path()).unwrap() {
+            let mode = std::os::unix::fs::PermissionsExt::mode(&entry.unwrap().metadata().unwrap().permissions());
+            assert_eq!(mode & 0o777, 0o600, "no file of the database is open to others");
+        }
         db.close().await;
         let db = KeyDb::open(&url, None).await.unwrap();
         db.ping().await.unwrap();

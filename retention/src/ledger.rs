@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::Row;
 use sunder_schemas::class::{Dataset, FieldGroup};
 use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, KeyId, SellerId};
 use sunder_schemas::outcome::DropReason;
@@ -14,7 +14,7 @@ use sunder_schemas::time::Timestamp;
 
 use crate::audit::{self, AuditEvent, AuditOutcome};
 use crate::deadline::{self, Facts, Rule};
-use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, blob, on, push_tuples};
+use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, blob, numbered, on, push_tuples};
 use crate::keys::{DataKey, KeyError, Keyring};
 use crate::outbox::{self, Outgoing};
 
@@ -122,7 +122,7 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
              destroyed_epoch = COALESCE(subject.destroyed_epoch, excluded.destroyed_epoch), \
              case_id = COALESCE(subject.case_id, excluded.case_id) RETURNING fingerprint, key_id, destroyed_epoch",
         );
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
         for subject in chunk {
             query = query
                 .bind(subject.fingerprint.0.to_vec())
@@ -190,7 +190,7 @@ pub(crate) async fn revoke(tx: &mut Write, keys: &[KeyId], epoch: i64, at: Times
         let mut sql = "INSERT INTO revoked_key (key_id, epoch, at) VALUES ".to_owned();
         push_tuples(&mut sql, chunk.len(), 3, 1);
         sql.push_str(" ON CONFLICT (key_id) DO NOTHING");
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
         for key in chunk {
             query = query.bind(key.0.to_vec()).bind(epoch).bind(at.0);
         }
@@ -280,6 +280,7 @@ pub async fn dispositions(db: &KeyDb, seller: &SellerId, token: EntityToken) -> 
 /// # Errors
 /// [`DbError`].
 pub async fn due(keyring: &Keyring, now: Timestamp, limit: usize) -> Result<Vec<Due>, DbError> {
+    const PAGE: usize = 1000;
     let failed = on("find what is due");
     let mut due = Vec::new();
     let (mut after, mut after_print) = (i64::MIN, Vec::new());
@@ -294,7 +295,7 @@ pub async fn due(keyring: &Keyring, now: Timestamp, limit: usize) -> Result<Vec<
         .bind(now.0)
         .bind(after)
         .bind(after_print.clone())
-        .bind(i64::try_from(ROWS_PER_STATEMENT).unwrap_or(i64::MAX))
+        .bind(i64::try_from(PAGE).unwrap_or(i64::MAX))
         .fetch_all(keyring.db().pool())
         .await
         .map_err(&failed)?;
@@ -323,7 +324,7 @@ pub async fn due(keyring: &Keyring, now: Timestamp, limit: usize) -> Result<Vec<
             due.push(Due { seller, fingerprint, token: blob(row, "token")?.map(EntityToken), key, deadline, rule });
         }
         postpone(keyring.db(), &moved).await?;
-        if rows.len() < ROWS_PER_STATEMENT {
+        if rows.len() < PAGE {
             break;
         }
     }

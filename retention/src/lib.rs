@@ -5,6 +5,7 @@ pub mod audit;
 pub mod cursor;
 pub mod deadline;
 pub mod keydb;
+pub mod keyfiles;
 pub mod keys;
 pub mod lease;
 pub mod ledger;

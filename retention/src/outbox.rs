@@ -3,9 +3,9 @@
 //! Invariants: nothing is published that was not committed; nothing committed is forgotten; a record may be published twice after a
 //! crash, so every value names its case, key or sequence number.
 
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::Row;
 
-use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, on, push_tuples};
+use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, numbered, on, push_tuples};
 use crate::store::{EventLog, OutboxRecord, StoreError};
 
 /// A record to be published: topic kind and name, key, JSON value (`None`: tombstone).
@@ -28,7 +28,7 @@ pub async fn push(tx: &mut Write, records: &[Outgoing]) -> Result<(), DbError> {
         let mut sql = "INSERT INTO outbox (topic, record_key, record_value) VALUES ".to_owned();
         push_tuples(&mut sql, chunk.len(), 3, 1);
         // Only placeholders were added to the fixed text.
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
         for record in chunk {
             query = query.bind(record.topic).bind(record.key.clone()).bind(record.value.clone());
         }
@@ -59,17 +59,18 @@ pub async fn waiting(db: &KeyDb, limit: i64) -> Result<Vec<OutboxRecord>, DbErro
 /// # Errors
 /// [`DbError`]; they will be published again, which is harmless.
 pub async fn published(db: &KeyDb, records: &[OutboxRecord]) -> Result<(), DbError> {
-    let mut tx = db.begin_write().await?;
+    let mut write = db.begin_write().await?;
+    let tx = &mut write;
     for chunk in records.chunks(ROWS_PER_STATEMENT) {
         let mut sql = "DELETE FROM outbox WHERE id IN ".to_owned();
         push_tuples(&mut sql, 1, chunk.len(), 1);
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
         for record in chunk {
             query = query.bind(record.id);
         }
-        query.execute(&mut *tx).await.map_err(on("clear the outbox"))?;
+        query.execute(&mut **tx).await.map_err(on("clear the outbox"))?;
     }
-    tx.commit().await.map_err(on("clear the outbox"))
+    write.commit().await.map_err(on("clear the outbox"))
 }
 
 /// Why the outbox could not be emptied.

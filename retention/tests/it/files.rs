@@ -1,0 +1,64 @@
+//! The key database's own files, and how fast keys are made.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use sqlx::Row;
+use sunder_retention::keyfiles::KeyFiles;
+use sunder_retention::keys::DataKey;
+use sunder_retention::store::{Control, Needles, Prove};
+use sunder_schemas::private::SealedBlock;
+
+use crate::support::{candidate, databases, destroy, seller};
+
+#[tokio::test]
+async fn a_destroyed_wrapped_key_leaves_the_files_of_the_database() {
+    let (_, all) = databases().await;
+    for db in &all {
+        let keyring = &db.keyring;
+        let keys = keyring.seller(&seller()).await.unwrap();
+        let batch: Vec<_> = (0..50).map(|n| candidate(&keys, n, 1)).collect();
+        keyring.admit(&seller(), &batch).await.unwrap();
+        let rows = sqlx::query("SELECT wrapped_mask FROM subject").fetch_all(keyring.db().pool()).await.unwrap();
+        let bytes: Vec<Vec<u8>> = rows.iter().map(|row| row.get::<Vec<u8>, _>(0).iter().map(|b| !b).collect()).collect();
+        assert_eq!(bytes.len(), 50);
+
+        let control = DataKey::ephemeral().id();
+        let mut block = SealedBlock::header(control).to_vec();
+        block.extend([0; 28]);
+        let files = KeyFiles::new(Arc::clone(keyring));
+        files.plant(&Control { case: "case-1".to_owned(), key: control, block }).await.unwrap();
+        let needles = Needles { controls: vec![control], bytes, ..Needles::default() };
+        let before = files.scan(&needles).await.unwrap();
+        assert!(before.found.len() >= 50, "{}: a scan that finds nothing while the keys are there is no proof", db.engine);
+
+        destroy(keyring, 1, &(0..50).collect::<Vec<_>>()).await;
+        keyring.db().rewrite_key_tables().await.unwrap();
+        let after = files.scan(&needles).await.unwrap();
+        assert_eq!((after.controls_planted, after.controls_found), (1, 1), "{}", db.engine);
+        assert!(after.found.is_empty(), "{}: {:?}", db.engine, after.found.first());
+        assert_eq!(after.residual.len(), usize::from(db.engine == "postgres"));
+        files.unplant("case-1").await.unwrap();
+    }
+}
+
+/// Not a measure of speed: it only fails where batching is lost and each row makes its own round trip.
+#[tokio::test]
+async fn keys_are_minted_and_destroyed_in_batches() {
+    const ORDERS: usize = 5000;
+    let (_, all) = databases().await;
+    for db in &all {
+        let keys = db.keyring.seller(&seller()).await.unwrap();
+        let batches: Vec<Vec<_>> =
+            (0..ORDERS).collect::<Vec<_>>().chunks(500).map(|chunk| chunk.iter().map(|n| candidate(&keys, *n, 1)).collect()).collect();
+        let started = Instant::now();
+        for batch in &batches {
+            db.keyring.admit(&seller(), batch).await.unwrap();
+        }
+        let minted = started.elapsed();
+        let started = Instant::now();
+        destroy(&db.keyring, 1, &(0..ORDERS).collect::<Vec<_>>()).await;
+        println!("{}: {ORDERS} keys minted in {minted:?}, destroyed in {:?}", db.engine, started.elapsed());
+        assert!(minted.as_secs() < 60);
+    }
+}
