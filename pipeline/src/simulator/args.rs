@@ -225,3 +225,51 @@ fn decimal(scale: RateScale) -> String {
     let text = scale.to_string();
     if text.contains('.') { text } else { format!("{text}.0") }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::config;
+
+    #[derive(Debug, Parser)]
+    struct Program {
+        #[command(flatten)]
+        args: SimulateArgs,
+    }
+
+    #[tokio::test]
+    async fn the_written_config_is_one_that_sunder_takes() {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = temp.path().join("a \"quoted\" folder");
+        let line = ["sunder", "--sellers", "4", "--orders", "40", "--rate-scale", "250", "--clock-offset", "70d"];
+        let args = Program::try_parse_from(line).unwrap().args;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = SimulatorOptions { sellers: 4, ..SimulatorOptions::new(1, Arc::new(SystemClock::default())) };
+        let running = Simulator::start(options, listener).await.unwrap();
+        write_config(&folder, &running, &args).unwrap();
+
+        let path = folder.join("sunder.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let config = config::parse(&path, &text, std::iter::empty()).unwrap();
+        assert!(config::check(&config).is_empty(), "{:?}", config::check(&config));
+        assert_eq!(config.seller.len(), 4);
+        let token = std::fs::read_to_string(folder.join(format!("{}.token", running.sellers()[2].id))).unwrap();
+        assert_eq!(token, running.sellers()[2].refresh_token);
+        #[cfg(unix)]
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(entry.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[tokio::test]
+    async fn it_stops_when_told_and_refuses_other_machines() {
+        let parse = |listen| Program::try_parse_from(["sunder", "--orders", "10", "--listen", listen]).unwrap().args;
+        run(parse("127.0.0.1:0"), true, std::future::ready(())).await.unwrap();
+        let refused = run(parse("0.0.0.0:0"), true, std::future::ready(())).await;
+        assert!(matches!(refused, Err(SimulateError::NotLoopback)));
+        assert!(Program::try_parse_from(["sunder", "--rate-scale", "0"]).is_err());
+    }
+}

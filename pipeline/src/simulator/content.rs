@@ -228,7 +228,7 @@ impl<'a> Painter<'a> {
         let (second, third, district) = (draw.chance(400), draw.chance(100), draw.chance(150));
         let mut fields = vec![("name", self.person.recipient_name()), ("addressLine1", self.person.line(0))];
         if self.b2b {
-            fields.push(("companyName", self.person.company()));
+            fields.push(("companyName", self.person.recipient_company()));
         }
         if second {
             fields.push(("addressLine2", self.person.line(1)));
@@ -242,7 +242,7 @@ impl<'a> Painter<'a> {
             fields.push(("districtOrCounty", self.person.district()));
         }
         if self.market.country == "TR" {
-            fields.push(("municipality", self.person.district()));
+            fields.push(("municipality", self.person.municipality()));
         }
         for (key, value) in fields {
             self.put(address, (AT, key), GROUP, value, open);

@@ -99,6 +99,8 @@ mod field {
     pub(super) const ALIAS: u64 = 21;
     pub(super) const UNKNOWN: u64 = 22;
     pub(super) const TRACKING: u64 = 24;
+    pub(super) const RECIPIENT_COMPANY: u64 = 26;
+    pub(super) const TOWN: u64 = 27;
     pub(super) const PHONE: u64 = 1;
     pub(super) const GIFT: u64 = 32;
     pub(super) const CUSTOM: u64 = 33;
@@ -169,6 +171,15 @@ impl<'a> Person<'a> {
         self.tagged(CITIES, field::DISTRICT)
     }
 
+    pub(super) fn recipient_company(&self) -> Secret {
+        self.tagged(COMPANIES, field::RECIPIENT_COMPANY)
+    }
+
+    /// Turkey's `municipality`.
+    pub(super) fn municipality(&self) -> Secret {
+        self.tagged(CITIES, field::TOWN)
+    }
+
     /// Brazil's `extendedFields.streetName`.
     pub(super) fn street(&self) -> Secret {
         self.tagged(STREETS, field::STREET)
@@ -227,7 +238,7 @@ impl<'a> Person<'a> {
     }
 
     pub(super) fn tracking(&self, parcel: u64) -> Secret {
-        self.bare("1Z", field::TRACKING + parcel.min(7), "")
+        self.bare("1Z", field::TRACKING + parcel.min(1), "")
     }
 
     pub(super) fn gift_message(&self, item: u64) -> Secret {

@@ -10,4 +10,8 @@ mod kafka_proof;
 #[cfg(test)]
 mod poll;
 #[cfg(test)]
+mod simulator;
+#[cfg(test)]
+mod simulator_model;
+#[cfg(test)]
 mod split;
