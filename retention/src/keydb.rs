@@ -40,6 +40,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (105, include_str!("../migrations/0105_audit.sql")),
     (106, include_str!("../migrations/0106_quarantine.sql")),
     (107, include_str!("../migrations/0107_scan_control.sql")),
+    (201, include_str!("../migrations/0201_case.sql")),
 ];
 
 /// An error of the key database: what was tried and a code; never the database's own text, which quotes values.

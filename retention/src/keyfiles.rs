@@ -21,7 +21,7 @@ use crate::keys::Keyring;
 use crate::store::{Control, FoundBlock, Needles, Place, Prove, Residual, ScanReport, StoreError};
 
 /// The store's name in reports.
-const STORE: &str = "keys";
+pub(crate) const STORE: &str = "keys";
 /// Bytes read at once. Chosen: large enough for the disk, small enough for memory.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Bytes by which a needle is recognised before it is compared whole.

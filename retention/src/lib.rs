@@ -2,6 +2,7 @@
 
 pub mod admit;
 pub mod audit;
+pub mod case;
 pub mod cursor;
 pub mod deadline;
 pub mod keydb;

@@ -67,7 +67,7 @@ pub struct Subjects {
     pub keys: u64,
     /// SHA-256 over the sorted key ids (16 bytes each), lower-case hex.
     pub key_ids_sha256: String,
-    /// SHA-256 over the sorted subjects (seller, zero byte, token, zero byte, each in text), lower-case hex.
+    /// SHA-256 over the sorted tokens (32 hex digits and a zero byte each), lower-case hex.
     pub subjects_sha256: String,
 }
 

@@ -7,6 +7,7 @@ mod cache;
 mod quarantine;
 pub mod seal;
 mod seller;
+mod surviving;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,6 +16,7 @@ use ring::rand::SystemRandom;
 use sunder_schemas::ids::{EntityToken, KeyId, SellerId};
 use sunder_schemas::time::{Clock, Timestamp};
 
+pub(crate) use self::seal::commits;
 pub use self::seal::{Context, DataKey, OpenError};
 pub use self::seller::SellerKeys;
 pub(crate) use self::seller::fresh;

@@ -88,12 +88,21 @@ impl SellerKeys {
 
     /// Opens a wrapped data key and checks that it is the one that was committed to.
     pub(crate) fn unwrap(&self, id: KeyId, fingerprint: Fingerprint, wrapped: &[u8], commitment: &[u8]) -> Result<DataKey, KeyError> {
+        let bytes = self.unwrap_bytes(id, fingerprint, wrapped, commitment)?;
+        DataKey::from_bytes(id, &bytes).ok_or_else(|| KeyError::Damaged { what: "data key", seller: self.seller.clone() })
+    }
+
+    /// The bytes of a wrapped data key, checked against its commitment: for unwrapping and the recover test alone.
+    pub(super) fn unwrap_bytes(
+        &self,
+        id: KeyId,
+        fingerprint: Fingerprint,
+        wrapped: &[u8],
+        commitment: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, KeyError> {
         let damaged = || KeyError::Damaged { what: "data key", seller: self.seller.clone() };
         let bytes = root::unwrap(&self.wrapping, &self.context(id, fingerprint), wrapped).ok_or_else(damaged)?;
-        if !seal::commits(&bytes, commitment) {
-            return Err(damaged());
-        }
-        DataKey::from_bytes(id, &bytes).ok_or_else(damaged)
+        if seal::commits(&bytes, commitment) { Ok(bytes) } else { Err(damaged()) }
     }
 
     fn context(&self, id: KeyId, fingerprint: Fingerprint) -> Vec<u8> {
@@ -134,13 +143,13 @@ fn front<const N: usize>(tag: &hmac::Tag) -> [u8; N] {
 }
 
 /// The wrapping context of one of a seller's keys.
-fn role_context(seller: &SellerId, role: &str, generation: i64) -> Vec<u8> {
+pub(super) fn role_context(seller: &SellerId, role: &str, generation: i64) -> Vec<u8> {
     parts(&[b"sunder seller key 1", seller.as_str().as_bytes(), role.as_bytes(), &generation.to_be_bytes()])
 }
 
-const WRAPPING: &str = "wrapping";
-const TOKENS: &str = "tokens";
-const LEDGER: &str = "ledger";
+pub(super) const WRAPPING: &str = "wrapping";
+pub(super) const TOKENS: &str = "tokens";
+pub(super) const LEDGER: &str = "ledger";
 
 /// Fresh keys of a seller, wrapped by the root: wrapping, token and ledger key.
 pub(crate) struct FreshKeys {

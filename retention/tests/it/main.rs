@@ -1,6 +1,7 @@
-//! Keys, ledger, lease and audit against real databases: SQLite always, PostgreSQL where it is to be had.
+//! Keys, ledger, lease, audit and cases against real databases: SQLite always, PostgreSQL where it is to be had.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops where something is not as it should be")]
 
+mod cases;
 mod files;
 mod keys;
 mod lease;

@@ -1,0 +1,72 @@
+//! The control of a case: a real sealed block of constant text, planted in every store and found again, or the scan is void.
+//!
+//! Its key is made for the case, kept wrapped by the root key, and opens nothing else. One control a case: made once, the same after
+//! every restart, so that planting is idempotent.
+
+use ring::rand::SystemRandom;
+use sqlx::Row;
+use sunder_schemas::class::FieldGroup;
+use sunder_schemas::ids::{CaseId, EntityToken, KeyId, SellerId};
+
+use super::CaseError;
+use super::keys::Keys;
+use crate::keydb::{DbError, KeyDb, on};
+use crate::keys::{Context, DataKey};
+use crate::store::Control;
+
+/// What a control says; not personal.
+const TEXT: &[u8] = b"sunder control 1: this text is not personal data";
+/// Stands in the place of a catalogue version in a control's associated data.
+const CLASSIFICATION: &str = "~control";
+
+fn context(seller: &SellerId) -> Context<'_> {
+    Context { seller, entity: EntityToken([0; 16]), group: FieldGroup::Unclassified, classification: CLASSIFICATION }
+}
+
+fn wrap_context(case: &CaseId) -> Vec<u8> {
+    format!("case control|{case}").into_bytes()
+}
+
+/// The control of `case`, made on first use.
+pub(super) async fn control(db: &KeyDb, keys: &dyn Keys, case: &CaseId, seller: &SellerId) -> Result<Control, CaseError> {
+    if let Some((key, _, block)) = read(db, case).await? {
+        return Ok(Control { case: case.to_string(), key, block });
+    }
+    let (key, bytes) = DataKey::mint(&SystemRandom::new()).ok_or_else(|| CaseError::Keys("no randomness".to_owned()))?;
+    let block = key.seal(&context(seller), TEXT).into_bytes();
+    let wrapped = keys.wrap(&wrap_context(case), bytes.as_ref()).await?;
+    let mut tx = db.begin_write().await?;
+    sqlx::query("INSERT INTO case_control (case_id, key_id, wrapped, block) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
+        .bind(case.as_str().to_owned())
+        .bind(key.id().to_hex())
+        .bind(wrapped)
+        .bind(block)
+        .execute(&mut *tx)
+        .await
+        .map_err(on("write a control"))?;
+    tx.commit().await.map_err(on("write a control"))?;
+    // Another process may have been first: what is stored is the control.
+    let (key, _, block) = read(db, case).await?.ok_or_else(|| DbError::fixed("write a control", "row_missing"))?;
+    Ok(Control { case: case.to_string(), key, block })
+}
+
+/// Whether the control opens with its own key, read back from the database: shows that opening works at all.
+pub(super) async fn opens(db: &KeyDb, keys: &dyn Keys, case: &CaseId, seller: &SellerId) -> Result<bool, CaseError> {
+    let Some((key, wrapped, block)) = read(db, case).await? else { return Ok(false) };
+    let bytes = keys.unwrap(&wrap_context(case), &wrapped).await?;
+    let Some(key) = DataKey::from_bytes(key, &bytes) else { return Ok(false) };
+    Ok(key.open(&context(seller), &block).is_ok_and(|plain| plain.reveal() == TEXT))
+}
+
+async fn read(db: &KeyDb, case: &CaseId) -> Result<Option<(KeyId, Vec<u8>, Vec<u8>)>, CaseError> {
+    let row = sqlx::query("SELECT key_id, wrapped, block FROM case_control WHERE case_id = $1")
+        .bind(case.as_str().to_owned())
+        .fetch_optional(db.pool())
+        .await
+        .map_err(on("read a control"))?;
+    let Some(row) = row else { return Ok(None) };
+    let failed = on("read a control");
+    let key: String = row.try_get(0).map_err(&failed)?;
+    let key = KeyId::parse(&key).map_err(|_| DbError::fixed("read a control", "bad_key_id"))?;
+    Ok(Some((key, row.try_get(1).map_err(&failed)?, row.try_get(2).map_err(&failed)?)))
+}

@@ -1,0 +1,342 @@
+//! The engine: opens cases and works them to their certificate.
+//!
+//! It does what [`machine::decide`](super::machine::decide) says, one event at a time. Two engines may work at once, in two processes:
+//! each event has its number as primary key, so the second finds the step done and goes on from there.
+
+use std::sync::Arc;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use serde_json::{Value, json};
+use sunder_schemas::ids::{CaseId, SellerId};
+use sunder_schemas::note::NoteSigner;
+use sunder_schemas::time::{Clock, Timestamp};
+use tokio::sync::watch;
+
+use super::certify::{About, Files};
+use super::keys::Keys;
+use super::machine::{self, Event, LOOK_AGAIN, Progress, State, Step};
+use super::scope::{self, EraseRequest, Listed, Plan, Reason, Scope};
+use super::store::{self, Record, Shown, Which};
+use super::{CaseError, certify};
+use crate::keydb::{KeyDb, Write, on};
+use crate::store::{EventLog, Extent, Forget, OutboxRecord, Prove};
+
+/// Fingerprints and tokens of one request at the most. Chosen: a list of that size is opened as several cases.
+const SUBJECTS_PER_REQUEST_MAX: usize = 100_000;
+
+/// What an engine works with.
+pub struct Parts {
+    /// The key database, which keeps the cases.
+    pub db: KeyDb,
+    /// The keys.
+    pub keys: Arc<dyn Keys>,
+    /// The event log.
+    pub log: Arc<dyn EventLog>,
+    /// Stores that delete.
+    pub forget: Vec<Arc<dyn Forget>>,
+    /// Stores that are read again: the log and all of `forget`.
+    pub prove: Vec<Arc<dyn Prove>>,
+    /// The policy clock.
+    pub clock: Arc<dyn Clock>,
+    /// The system's clock, never moved: waits and the second date of each event.
+    pub system_clock: Arc<dyn Clock>,
+    /// Signs certificates and log heads.
+    pub signer: Arc<NoteSigner>,
+    /// What certificates say of this installation.
+    pub about: About,
+}
+
+/// Works cases. See the module.
+pub struct Engine {
+    pub(super) parts: Parts,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Engine({} stores)", self.parts.prove.len())
+    }
+}
+
+/// What an action came to.
+pub(super) enum Did {
+    /// It is done, with this evidence.
+    Event(Step, Value),
+    /// It is done and its event is written already, in the action's own transaction.
+    Written,
+    /// It cannot be done yet or at all.
+    Not(Progress),
+}
+
+impl Engine {
+    /// An engine over `parts`.
+    #[must_use]
+    pub const fn new(parts: Parts) -> Self {
+        Self { parts }
+    }
+
+    /// Opens a case for `request`; the same request while its case is open gives that case.
+    ///
+    /// # Errors
+    /// [`CaseError`]: no case was opened.
+    pub async fn request(&self, request: &EraseRequest) -> Result<CaseId, CaseError> {
+        let (name, subjects) = self.resolve(request).await?;
+        let now = self.parts.clock.now();
+        let mut record = self.new_record(&request.seller, request.reason, request.extent(), name, now)?;
+        record.requested_by.clone_from(&request.requested_by);
+        record.forced = request.now;
+        let digest = request_digest(&record, &subjects, None);
+        self.open(record, &subjects, &digest).await
+    }
+
+    /// What `request` would do; nothing is written.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    pub async fn dry_run(&self, request: &EraseRequest) -> Result<Plan, CaseError> {
+        let (name, subjects) = self.resolve(request).await?;
+        let subjects = if name == "all" { scope::all_of(&self.parts.db, &request.seller).await? } else { subjects };
+        let live = scope::live_keys(&self.parts.db, &subjects).await?;
+        let total = u64::try_from(subjects.len()).unwrap_or(u64::MAX);
+        Ok(Plan {
+            seller: request.seller.clone(),
+            reason: request.reason,
+            extent: request.extent(),
+            subjects: total,
+            with_live_keys: live,
+            without_keys: total.saturating_sub(live),
+            stores: self.parts.prove.iter().map(|store| store.name().to_owned()).collect(),
+            due_at: self.due_at(request.reason, self.parts.clock.now()).to_iso(),
+        })
+    }
+
+    async fn resolve(&self, request: &EraseRequest) -> Result<(&'static str, Vec<Listed>), CaseError> {
+        match &request.scope {
+            Scope::All => Ok(("all", Vec::new())),
+            Scope::Orders(orders) if orders.is_empty() => Err(CaseError::Request("no order is named")),
+            Scope::Orders(orders) if orders.len() > SUBJECTS_PER_REQUEST_MAX => {
+                Err(CaseError::Request("too many orders in one request: 100000 at the most"))
+            }
+            Scope::Orders(orders) => {
+                let mut subjects = Vec::with_capacity(orders.len());
+                for order in orders {
+                    let (fingerprint, token) = self.parts.keys.identify(&request.seller, order).await?;
+                    subjects.push(Listed { fingerprint, token, keys: Vec::new() });
+                }
+                subjects.sort();
+                subjects.dedup();
+                Ok(("listed", scope::with_keys(&self.parts.db, subjects).await?))
+            }
+        }
+    }
+
+    pub(super) fn due_at(&self, reason: Reason, now: Timestamp) -> Timestamp {
+        let about = &self.parts.about;
+        now.plus(if reason == Reason::Expiry { about.expiry_due } else { about.request_due })
+    }
+
+    pub(super) fn new_record(
+        &self,
+        seller: &SellerId,
+        reason: Reason,
+        extent: Extent,
+        scope: &str,
+        now: Timestamp,
+    ) -> Result<Record, CaseError> {
+        let mut random = [0u8; 8];
+        SystemRandom::new().fill(&mut random).map_err(|_| CaseError::Keys("no randomness".to_owned()))?;
+        let id = format!("case-{}-{}", now.to_utc().format("%Y%m%d"), hex::encode(random));
+        let id = CaseId::parse(&id).map_err(|_| CaseError::Request("the clock is outside the calendar"))?;
+        Ok(Record {
+            id,
+            seller: seller.clone(),
+            reason,
+            extent,
+            scope: scope.to_owned(),
+            requested_by: self.parts.about.operator.clone(),
+            forced: false,
+            opened_at: now,
+            due_at: self.due_at(reason, now),
+            state: State::Requested,
+            subjects: 0,
+            blocked_by: None,
+            keys_destroyed_at: None,
+            verified_at: None,
+            certified_at: None,
+        })
+    }
+
+    pub(super) async fn open(&self, record: Record, subjects: &[Listed], digest: &str) -> Result<CaseId, CaseError> {
+        let mut tx = self.parts.db.begin_write().await?;
+        if !store::insert(&mut tx, &record, digest).await? {
+            let open = store::open_case_of(&mut tx, digest).await?;
+            return open.ok_or(CaseError::Contended);
+        }
+        store::write_subjects(&mut tx, &record.id, subjects).await?;
+        let evidence = json!({
+            "reason": record.reason, "extent": record.extent, "scope": record.scope, "requested_by": record.requested_by, "listed": subjects.len(),
+        });
+        let event = self.event(&[], Step::Requested, evidence);
+        self.append(&mut tx, &record, &event).await?;
+        let request = json!({
+            "case": record.id, "seller": record.seller, "reason": record.reason, "extent": record.extent,
+            "opened_at": record.opened_at.to_iso(), "due_at": record.due_at.to_iso(),
+        });
+        enqueue(&mut tx, "privacy.requests", record.id.as_str(), &request).await?;
+        tx.commit().await.map_err(on("open a case"))?;
+        tracing::info!(case_id = %record.id, seller = %record.seller, reason = record.reason.as_str(), "case opened");
+        Ok(record.id)
+    }
+
+    /// Works `case` until it is certified, waits, or is blocked. Safe to repeat at any time and from any process.
+    ///
+    /// # Errors
+    /// [`CaseError::NotFound`], [`CaseError::Broken`], or a key database that does not answer. What stores and log refuse is
+    /// [`Progress::Blocked`], not an error.
+    pub async fn advance(&self, case: &CaseId) -> Result<Progress, CaseError> {
+        loop {
+            let record = self.record(case).await?;
+            let events = store::events(&self.parts.db, case).await?;
+            let action = machine::decide(&events)?;
+            if action == machine::Action::Finished {
+                return Ok(Progress::Done);
+            }
+            let done = match self.perform(&record, &events, action).await {
+                Ok(Did::Event(step, evidence)) => self.record_event(&record, &events, step, evidence).await.map(|()| Did::Written),
+                other => other,
+            };
+            let progress = match done {
+                Ok(Did::Event(..) | Did::Written) | Err(CaseError::Contended) => continue,
+                Ok(Did::Not(progress)) => progress,
+                Err(error @ (CaseError::Store(_) | CaseError::Keys(_) | CaseError::Certificate(_) | CaseError::Note(_))) => {
+                    Progress::Blocked { why: error.to_string() }
+                }
+                // Busy or gone for the moment: nobody has to act, and the event is not written.
+                Err(CaseError::Db(error)) if error.retry => Progress::Waiting { why: error.to_string(), again: LOOK_AGAIN },
+                Err(error) => return Err(error),
+            };
+            let (Progress::Waiting { why, .. } | Progress::Blocked { why }) = &progress else { return Ok(progress) };
+            if record.blocked_by.as_ref() != Some(why) {
+                store::set_blocked(&self.parts.db, case, Some(why)).await?;
+            }
+            return Ok(progress);
+        }
+    }
+
+    /// Works every open case once, oldest first; returns what became of each.
+    ///
+    /// # Errors
+    /// As [`Engine::advance`].
+    pub async fn advance_all(&self) -> Result<Vec<(CaseId, Progress)>, CaseError> {
+        let mut done = Vec::new();
+        for case in store::open_cases(&self.parts.db).await? {
+            let progress = self.advance(&case).await?;
+            done.push((case, progress));
+        }
+        Ok(done)
+    }
+
+    /// Sweeps and works cases until `stop` turns true or its sender is gone. Errors are logged and tried again: a case is never given
+    /// up.
+    pub async fn work(&self, mut stop: watch::Receiver<bool>) {
+        while !*stop.borrow() {
+            let result = match self.sweep(self.parts.clock.now()).await {
+                Ok(_) => self.advance_all().await,
+                Err(error) => Err(error),
+            };
+            let mut again = LOOK_AGAIN;
+            match result {
+                Ok(cases) => {
+                    for (case_id, progress) in cases {
+                        if let Progress::Blocked { why } = progress {
+                            tracing::warn!(%case_id, why, "case is blocked");
+                            again = BLOCKED_AGAIN;
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cases could not be worked; trying again");
+                    again = BLOCKED_AGAIN;
+                }
+            }
+            if let Ok(Err(_gone)) = tokio::time::timeout(again, stop.changed()).await {
+                return;
+            }
+        }
+    }
+
+    /// All cases, oldest first.
+    ///
+    /// # Errors
+    /// [`CaseError::Db`].
+    pub async fn list(&self) -> Result<Vec<Shown>, CaseError> {
+        Ok(store::records(&self.parts.db, Which::All).await?.iter().map(|record| record.shown(&[])).collect())
+    }
+
+    /// One case with its events.
+    ///
+    /// # Errors
+    /// [`CaseError::NotFound`].
+    pub async fn show(&self, case: &CaseId) -> Result<Shown, CaseError> {
+        let record = self.record(case).await?;
+        Ok(record.shown(&store::events(&self.parts.db, case).await?))
+    }
+
+    /// The files of a certified case.
+    ///
+    /// # Errors
+    /// [`CaseError::NotFound`], [`CaseError::NotCertified`].
+    pub async fn certificate(&self, case: &CaseId) -> Result<Files, CaseError> {
+        self.record(case).await?;
+        certify::files(&self.parts.db, case, &self.parts.signer).await
+    }
+
+    pub(super) async fn record(&self, case: &CaseId) -> Result<Record, CaseError> {
+        store::records(&self.parts.db, Which::One(case)).await?.pop().ok_or(CaseError::NotFound)
+    }
+
+    pub(super) fn event(&self, before: &[Event], step: Step, evidence: Value) -> Event {
+        let seq = before.last().map_or(1, |event| event.seq + 1);
+        Event { seq, step, at: self.parts.clock.now(), at_system: self.parts.system_clock.now(), evidence }
+    }
+
+    /// Appends an event with its audit entry.
+    pub(super) async fn append(&self, tx: &mut Write, record: &Record, event: &Event) -> Result<(), CaseError> {
+        store::append(tx, &record.id, event).await?;
+        let detail = json!({"seller": record.seller, "seq": event.seq});
+        self.parts.keys.audit(tx, &record.id, event.step.as_str(), event.at, &detail).await?;
+        tracing::info!(case_id = %record.id, step = event.step.as_str(), seq = event.seq, "case moved");
+        Ok(())
+    }
+
+    async fn record_event(&self, record: &Record, before: &[Event], step: Step, evidence: Value) -> Result<(), CaseError> {
+        let event = self.event(before, step, evidence);
+        let mut tx = self.parts.db.begin_write().await?;
+        self.append(&mut tx, record, &event).await?;
+        tx.commit().await.map_err(on("append to a case"))?;
+        Ok(())
+    }
+}
+
+/// How long a blocked case waits before it is tried again. Chosen: a person has to act; a scan may have been costly.
+const BLOCKED_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What makes two requests the same.
+pub(super) fn request_digest(record: &Record, subjects: &[Listed], unique: Option<&str>) -> String {
+    let fingerprints: Vec<_> = subjects.iter().map(|subject| subject.fingerprint).collect();
+    sunder_schemas::certificate::digest(&json!({
+        "seller": record.seller, "reason": record.reason, "extent": record.extent, "scope": record.scope, "subjects": fingerprints, "unique": unique,
+    }))
+}
+
+/// Puts a record into the outbox, in the transaction of what it tells.
+pub(super) async fn enqueue(tx: &mut Write, topic: &str, key: &str, value: &Value) -> Result<(), CaseError> {
+    let record = OutboxRecord { id: 0, topic: topic.to_owned(), key: key.to_owned(), value: Some(value.to_string()) };
+    sqlx::query("INSERT INTO outbox (topic, record_key, record_value) VALUES ($1, $2, $3)")
+        .bind(record.topic)
+        .bind(record.key)
+        .bind(record.value)
+        .execute(&mut **tx)
+        .await
+        .map_err(on("write to the outbox"))?;
+    Ok(())
+}

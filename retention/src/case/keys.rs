@@ -1,0 +1,242 @@
+//! What a case needs of the keys: the seam between the machine of a case and the key ring.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::Row;
+use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, OrderId, SellerId};
+use sunder_schemas::time::{Period, Timestamp};
+use zeroize::Zeroizing;
+
+use super::{CaseError, Listed};
+use crate::audit::{self, AuditEvent, AuditOutcome};
+use crate::keydb::{Write, on};
+use crate::keys::{KeyError, Keyring};
+use crate::lease;
+use crate::ledger::{self, Condemned, Destruction};
+use crate::outbox::{self, DrainError};
+use crate::store::EventLog;
+
+/// What a case needs of the keys.
+#[async_trait]
+pub trait Keys: Send + Sync {
+    /// What the ledger and the stores call an order; neither reveals it.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    async fn identify(&self, seller: &SellerId, order: &OrderId) -> Result<(Fingerprint, EntityToken), CaseError>;
+
+    /// The sellers with subjects whose deadline has come at `now`.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    async fn due(&self, now: Timestamp) -> Result<Vec<SellerId>, CaseError>;
+
+    /// Destroys the keys of `subjects` and writes their ledger rows, known or not, inside `tx`; returns the new ledger epoch.
+    /// Idempotent: what is destroyed stays so.
+    ///
+    /// # Errors
+    /// [`CaseError`]: the transaction must not be committed.
+    async fn destroy(&self, tx: &mut Write, case: &CaseId, seller: &SellerId, subjects: &[Listed], at: Timestamp)
+    -> Result<i64, CaseError>;
+
+    /// Appends an audit event about a case inside `tx`.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    async fn audit(
+        &self,
+        tx: &mut Write,
+        case: &CaseId,
+        step: &'static str,
+        at: Timestamp,
+        detail: &serde_json::Value,
+    ) -> Result<(), CaseError>;
+
+    /// Whether every live process acknowledged `epoch` or lost its lease.
+    ///
+    /// # Errors
+    /// [`CaseError`]: unknown, so not acknowledged.
+    async fn acknowledged(&self, epoch: i64) -> Result<bool, CaseError>;
+
+    /// Publishes what waits in the outbox, revocations and erasures among it, and returns once the log acknowledged it.
+    ///
+    /// # Errors
+    /// [`CaseError`]: nothing may be taken as published.
+    async fn publish(&self, log: &dyn EventLog) -> Result<(), CaseError>;
+
+    /// Byte strings by which the destroyed wrapped keys of `subjects` are looked for in files.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    async fn wrapped_needles(&self, seller: &SellerId, subjects: &[Listed]) -> Result<Vec<Vec<u8>>, CaseError>;
+
+    /// Makes the bytes of nulled keys leave the database's files, as far as the database allows.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    async fn rewrite(&self) -> Result<(), CaseError>;
+
+    /// The bytes of keys that still exist and could conceivably open something of `seller`: its own three, the quarantine keys, and
+    /// its live data keys, at most `most` in all.
+    ///
+    /// # Errors
+    /// [`CaseError`]: a key that cannot be read was not tried.
+    async fn surviving(&self, seller: &SellerId, most: usize) -> Result<Vec<Zeroizing<Vec<u8>>>, CaseError>;
+
+    /// Wraps a key of the case's own (its control) under the root key.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    async fn wrap(&self, context: &[u8], key: &[u8]) -> Result<Vec<u8>, CaseError>;
+
+    /// Opens what [`Keys::wrap`] made.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    async fn unwrap(&self, context: &[u8], wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, CaseError>;
+
+    /// How long a backup of the key database may live; zero where there is none.
+    fn backups(&self) -> Period;
+}
+
+/// The keys of the key ring.
+pub struct RingKeys {
+    ring: Arc<Keyring>,
+    operator: String,
+}
+
+impl std::fmt::Debug for RingKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RingKeys({:?})", self.ring)
+    }
+}
+
+impl RingKeys {
+    /// Over `ring`; `operator` stands in the audit log.
+    #[must_use]
+    pub const fn new(ring: Arc<Keyring>, operator: String) -> Self {
+        Self { ring, operator }
+    }
+}
+
+/// Database errors stay what they are, so that the engine knows them; the rest becomes its text, which names no value.
+impl From<KeyError> for CaseError {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::Database(error) => Self::Db(error),
+            other @ (KeyError::Root(_)
+            | KeyError::LeaseLost
+            | KeyError::SellerRemoved(_)
+            | KeyError::SellerUnknown(_)
+            | KeyError::CursorMoved { .. }
+            | KeyError::Damaged { .. }
+            | KeyError::NoRandomness) => Self::Keys(other.to_string()),
+        }
+    }
+}
+
+#[async_trait]
+impl Keys for RingKeys {
+    async fn identify(&self, seller: &SellerId, order: &OrderId) -> Result<(Fingerprint, EntityToken), CaseError> {
+        let keys = self.ring.seller(seller).await?;
+        Ok((keys.fingerprint(order), keys.order_token(order)))
+    }
+
+    async fn due(&self, now: Timestamp) -> Result<Vec<SellerId>, CaseError> {
+        // It also moves the deadlines that the seller's watermark postpones, so that the scope afterwards reads what is really due.
+        let due = ledger::due(&self.ring, now, usize::MAX).await?;
+        let sellers: BTreeSet<SellerId> = due.into_iter().map(|due| due.seller).collect();
+        Ok(sellers.into_iter().collect())
+    }
+
+    async fn destroy(
+        &self,
+        tx: &mut Write,
+        case: &CaseId,
+        seller: &SellerId,
+        subjects: &[Listed],
+        at: Timestamp,
+    ) -> Result<i64, CaseError> {
+        let subjects: Vec<Condemned> =
+            subjects.iter().map(|subject| Condemned { fingerprint: subject.fingerprint, token: Some(subject.token) }).collect();
+        let destruction = Destruction { case, seller, subjects: &subjects, at, actor: &self.operator };
+        Ok(ledger::destroy(tx, &destruction).await?.epoch)
+    }
+
+    async fn audit(
+        &self,
+        tx: &mut Write,
+        case: &CaseId,
+        step: &'static str,
+        at: Timestamp,
+        detail: &serde_json::Value,
+    ) -> Result<(), CaseError> {
+        let mut detail = detail.clone();
+        if let Some(map) = detail.as_object_mut() {
+            map.insert("step".to_owned(), serde_json::Value::String(step.to_owned()));
+        }
+        let event = AuditEvent {
+            actor: self.operator.clone(),
+            action: "case.moved",
+            object: case.to_string(),
+            outcome: AuditOutcome::Success,
+            detail,
+        };
+        audit::append(tx, at, &event).await?;
+        Ok(())
+    }
+
+    async fn acknowledged(&self, epoch: i64) -> Result<bool, CaseError> {
+        Ok(lease::acknowledged(self.ring.db(), epoch).await?)
+    }
+
+    async fn publish(&self, log: &dyn EventLog) -> Result<(), CaseError> {
+        match outbox::drain(self.ring.db(), log).await {
+            Ok(_) => Ok(()),
+            Err(DrainError::Database(error)) => Err(error.into()),
+            Err(DrainError::Log(error)) => Err(error.into()),
+        }
+    }
+
+    async fn wrapped_needles(&self, seller: &SellerId, subjects: &[Listed]) -> Result<Vec<Vec<u8>>, CaseError> {
+        let wanted: HashSet<[u8; 32]> = subjects.iter().map(|subject| subject.fingerprint.0).collect();
+        let failed = on("read what is left of destroyed keys");
+        let rows =
+            sqlx::query("SELECT fingerprint, wrapped_mask FROM subject WHERE seller = $1 AND wrapped_mask IS NOT NULL AND wrapped IS NULL")
+                .bind(seller.as_str().to_owned())
+                .fetch_all(self.ring.db().pool())
+                .await
+                .map_err(&failed)?;
+        let mut needles = Vec::new();
+        for row in rows {
+            let fingerprint: Vec<u8> = row.try_get(0).map_err(&failed)?;
+            if <[u8; 32]>::try_from(fingerprint).is_ok_and(|known| wanted.contains(&known)) {
+                let mask: Vec<u8> = row.try_get(1).map_err(&failed)?;
+                needles.push(mask.into_iter().map(|byte| !byte).collect());
+            }
+        }
+        Ok(needles)
+    }
+
+    async fn rewrite(&self) -> Result<(), CaseError> {
+        Ok(self.ring.db().rewrite_key_tables().await?)
+    }
+
+    async fn surviving(&self, seller: &SellerId, most: usize) -> Result<Vec<Zeroizing<Vec<u8>>>, CaseError> {
+        Ok(self.ring.surviving(seller, most).await?)
+    }
+
+    async fn wrap(&self, context: &[u8], key: &[u8]) -> Result<Vec<u8>, CaseError> {
+        Ok(self.ring.root().wrap(context, key).await.map_err(KeyError::from)?)
+    }
+
+    async fn unwrap(&self, context: &[u8], wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, CaseError> {
+        Ok(self.ring.root().unwrap(context, wrapped).await.map_err(KeyError::from)?)
+    }
+
+    fn backups(&self) -> Period {
+        self.ring.policy().backup
+    }
+}

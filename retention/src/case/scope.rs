@@ -1,0 +1,221 @@
+//! What a case is about: the request, and the subjects it comes to.
+//!
+//! A clear order id never gets further than [`Keys::identify`](super::keys::Keys::identify): what is stored is its fingerprint and token.
+
+use serde::{Deserialize, Serialize};
+use sqlx::Row;
+use sqlx::any::AnyRow;
+use sunder_schemas::ids::{EntityToken, Fingerprint, KeyId, OrderId, SellerId};
+use sunder_schemas::time::Timestamp;
+
+use super::CaseError;
+use crate::keydb::{DbError, KeyDb, on};
+use crate::store::{Extent, Subject};
+
+/// Why a case was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// A deadline was reached; the sweep's own.
+    Expiry,
+    /// Amazon asked.
+    AmazonRequest,
+    /// The seller asked.
+    SellerRequest,
+    /// A buyer asked.
+    BuyerRequest,
+    /// The seller leaves.
+    SellerOffboarding,
+    /// A field turned out to be personal.
+    Reclassified,
+}
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 6] =
+        [Self::Expiry, Self::AmazonRequest, Self::SellerRequest, Self::BuyerRequest, Self::SellerOffboarding, Self::Reclassified];
+
+    /// The name on the command line and in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Expiry => "expiry",
+            Self::AmazonRequest => "amazon-request",
+            Self::SellerRequest => "seller-request",
+            Self::BuyerRequest => "buyer-request",
+            Self::SellerOffboarding => "seller-offboarding",
+            Self::Reclassified => "reclassified",
+        }
+    }
+
+    /// The reason called `name`.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+
+    /// Whether business rows go too where the request does not say: requests by Amazon and by the seller (design, section 6).
+    #[must_use]
+    pub const fn takes_business_data(self) -> bool {
+        matches!(self, Self::AmazonRequest | Self::SellerRequest)
+    }
+}
+
+/// What a request is about.
+#[derive(Debug, Clone)]
+pub enum Scope {
+    /// These orders, known or not.
+    Orders(Vec<OrderId>),
+    /// Everything of the seller.
+    All,
+}
+
+/// A request to erase.
+#[derive(Debug, Clone)]
+pub struct EraseRequest {
+    /// Whose customers.
+    pub seller: SellerId,
+    /// Which of them.
+    pub scope: Scope,
+    /// Why.
+    pub reason: Reason,
+    /// Whether business rows go too; `None`: as the reason says.
+    pub with_business_data: Option<bool>,
+    /// Whether removal is to be forced rather than waited for.
+    pub now: bool,
+    /// Who asked: a user or role of the operator, never a data subject.
+    pub requested_by: String,
+}
+
+impl EraseRequest {
+    /// How much of a subject goes.
+    #[must_use]
+    pub fn extent(&self) -> Extent {
+        if self.with_business_data.unwrap_or_else(|| self.reason.takes_business_data()) {
+            Extent::WithBusinessData
+        } else {
+            Extent::Personal
+        }
+    }
+}
+
+/// What a request would do, in numbers: the answer of `--dry-run`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// Whose customers.
+    pub seller: SellerId,
+    /// Why.
+    pub reason: Reason,
+    /// How much of a subject goes.
+    pub extent: Extent,
+    /// Subjects in scope.
+    pub subjects: u64,
+    /// Of these, how many have a key that would be destroyed.
+    pub with_live_keys: u64,
+    /// Of these, how many are unknown or erased already: the ledger row is written all the same.
+    pub without_keys: u64,
+    /// The stores that would be cleaned and read again.
+    pub stores: Vec<String>,
+    /// When the case would be due, by the policy clock.
+    pub due_at: String,
+}
+
+/// One subject as the case keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Listed {
+    /// What the erased ledger knows it by.
+    pub fingerprint: Fingerprint,
+    /// Its pseudonym.
+    pub token: EntityToken,
+    /// The keys it ever had.
+    pub keys: Vec<KeyId>,
+}
+
+impl Listed {
+    /// As the stores know it.
+    #[must_use]
+    pub fn subject(&self, seller: &SellerId) -> Subject {
+        Subject { seller: seller.clone(), token: self.token, keys: self.keys.clone() }
+    }
+}
+
+/// Every subject of `seller` that is not erased.
+pub(super) async fn all_of(db: &KeyDb, seller: &SellerId) -> Result<Vec<Listed>, CaseError> {
+    let rows = sqlx::query(
+        "SELECT fingerprint, token, key_id FROM subject WHERE seller = $1 AND state <> 'destroyed' AND token IS NOT NULL ORDER BY fingerprint",
+    )
+    .bind(seller.as_str().to_owned())
+    .fetch_all(db.pool())
+    .await
+    .map_err(on("list a seller's subjects"))?;
+    Ok(rows.iter().map(listed).collect::<Result<_, _>>()?)
+}
+
+/// Every subject of `seller` whose deadline is at or before `until` and whose key still lives.
+pub(super) async fn due_of(db: &KeyDb, seller: &SellerId, until: Timestamp) -> Result<Vec<Listed>, CaseError> {
+    let rows = sqlx::query(
+        "SELECT fingerprint, token, key_id FROM subject WHERE seller = $1 AND state = 'live' AND deadline <= $2 AND token IS NOT NULL ORDER BY fingerprint",
+    )
+    .bind(seller.as_str().to_owned())
+    .bind(until.0)
+    .fetch_all(db.pool())
+    .await
+    .map_err(on("list due subjects"))?;
+    Ok(rows.iter().map(listed).collect::<Result<_, _>>()?)
+}
+
+/// The same subjects with the keys they have by now: a key may have been minted since the request.
+pub(super) async fn with_keys(db: &KeyDb, subjects: Vec<Listed>) -> Result<Vec<Listed>, CaseError> {
+    let mut resolved = Vec::with_capacity(subjects.len());
+    for mut subject in subjects {
+        let row = sqlx::query("SELECT fingerprint, token, key_id FROM subject WHERE fingerprint = $1")
+            .bind(subject.fingerprint.0.to_vec())
+            .fetch_optional(db.pool())
+            .await
+            .map_err(on("read a subject"))?;
+        if let Some(row) = row {
+            let key: Option<Vec<u8>> = row.try_get(2).map_err(on("read a subject"))?;
+            if let Some(key) = key {
+                let key = key_id(&key)?;
+                if !subject.keys.contains(&key) {
+                    subject.keys.push(key);
+                }
+            }
+        }
+        resolved.push(subject);
+    }
+    resolved.sort();
+    resolved.dedup();
+    Ok(resolved)
+}
+
+/// How many of `subjects` have a key that lives.
+pub(super) async fn live_keys(db: &KeyDb, subjects: &[Listed]) -> Result<u64, CaseError> {
+    let mut live = 0u64;
+    for subject in subjects {
+        let row = sqlx::query("SELECT COUNT(*) FROM subject WHERE fingerprint = $1 AND state = 'live'")
+            .bind(subject.fingerprint.0.to_vec())
+            .fetch_one(db.pool())
+            .await
+            .map_err(on("count live keys"))?;
+        live += u64::from(row.try_get::<i64, _>(0).map_err(on("count live keys"))? > 0);
+    }
+    Ok(live)
+}
+
+fn listed(row: &AnyRow) -> Result<Listed, DbError> {
+    let failed = on("read a subject");
+    let fingerprint: Vec<u8> = row.try_get(0).map_err(&failed)?;
+    let token: Vec<u8> = row.try_get(1).map_err(&failed)?;
+    let key: Option<Vec<u8>> = row.try_get(2).map_err(&failed)?;
+    let bad = |_| DbError::fixed("read a subject", "bad_length");
+    Ok(Listed {
+        fingerprint: Fingerprint(fingerprint.try_into().map_err(bad)?),
+        token: EntityToken(token.try_into().map_err(bad)?),
+        keys: key.map(|key| key_id(&key)).transpose()?.into_iter().collect(),
+    })
+}
+
+fn key_id(bytes: &[u8]) -> Result<KeyId, DbError> {
+    Ok(KeyId(bytes.try_into().map_err(|_| DbError::fixed("read a key id", "bad_length"))?))
+}

@@ -1,0 +1,305 @@
+//! The actions of a case, each safe to do again: the same arguments after a crash give the same end.
+
+use std::time::Duration;
+
+use ring::digest::{Context, SHA256};
+use serde_json::{Value, json};
+use sunder_schemas::certificate::{Iso, Remains};
+use sunder_schemas::ids::{CaseId, KeyId};
+use sunder_schemas::time::{Period, Timestamp};
+
+use super::engine::{Did, Engine};
+use super::machine::{self, Action, Event, LOOK_AGAIN, Progress, Step};
+use super::scope::{self, Listed};
+use super::store::{self, Record};
+use super::verify::{self, Case, Evidence, ScanAnswer, Seen, Verdict, VerifyReport};
+use super::{CaseError, certify, control};
+use crate::keydb::on;
+use crate::keyfiles;
+use crate::store::{Mark, Needles, Subject};
+
+/// How often what is found above its tombstone is tombstoned again before a person must look. Chosen: each round is a full scan; a
+/// record in flight can be late once, not many times.
+const ROUNDS_MAX: u64 = 5;
+/// How long to wait for the log's cleaner before everything is read again. Chosen: a scan of a large log takes longer than that.
+const CLEANER_AGAIN: Duration = Duration::from_secs(1);
+
+/// Whether controls that must be gone count. A case awaits the log's cleaner; a later verification plants controls of its own, which the
+/// cleaner may take hours to pass, and what it proves does not rest on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cleaner {
+    Awaited,
+    Passed,
+}
+
+fn waiting(why: impl Into<String>) -> Did {
+    Did::Not(Progress::Waiting { why: why.into(), again: LOOK_AGAIN })
+}
+
+fn marks(marks: &[Mark]) -> Value {
+    json!({ "marks": marks })
+}
+
+impl Engine {
+    pub(super) async fn perform(&self, record: &Record, events: &[Event], action: Action) -> Result<Did, CaseError> {
+        Ok(match action {
+            Action::Scope => self.scope(record, events).await?,
+            Action::DestroyKeys => self.destroy_keys(record, events).await?,
+            Action::AwaitCaches { epoch } => self.await_caches(epoch).await?,
+            Action::Tombstone => Did::Event(Step::Tombstoned, marks(&self.tombstone(record).await?)),
+            Action::ReadRawEnds => Did::Event(Step::RawEnds, marks(&self.parts.log.raw_ends().await?)),
+            Action::AwaitSplit { ends } => {
+                if !self.parts.log.split_past(&ends).await? {
+                    return Ok(waiting("the splitter has not committed past the raw topics' end yet"));
+                }
+                Did::Event(Step::SplitPast, json!({}))
+            }
+            Action::TombstoneAfter { since } => self.tombstone_after(record, since).await?,
+            Action::PlantControls => self.plant_controls(record).await?,
+            Action::Barrier => Did::Event(Step::Drained, marks(&self.parts.log.barrier().await?)),
+            Action::CleanSinks { marks } => self.clean_sinks(record, events, &marks).await?,
+            Action::TombstoneAgain => {
+                self.parts.keys.rewrite().await?;
+                Did::Event(Step::TombstonedAgain, marks(&self.tombstone(record).await?))
+            }
+            Action::BarrierAgain => Did::Event(Step::BarrierAgain, marks(&self.parts.log.barrier().await?)),
+            Action::Verify { barrier, tombstones } => self.verify_step(record, events, &barrier, &tombstones).await?,
+            Action::Certify => self.certify(record, events).await?,
+            Action::Finished => Did::Not(Progress::Done),
+        })
+    }
+
+    async fn scope(&self, record: &Record, events: &[Event]) -> Result<Did, CaseError> {
+        let db = &self.parts.db;
+        let subjects = match record.scope.as_str() {
+            "all" => scope::all_of(db, &record.seller).await?,
+            "due" => scope::due_of(db, &record.seller, record.opened_at).await?,
+            _ => scope::with_keys(db, store::subjects(db, &record.id).await?).await?,
+        };
+        let evidence = json!({
+            "subjects": subjects.len(),
+            "with_keys": subjects.iter().filter(|subject| !subject.keys.is_empty()).count(),
+            "keys": subjects.iter().map(|subject| subject.keys.len()).sum::<usize>(),
+            "subjects_sha256": subjects_digest(&subjects),
+        });
+        let event = self.event(events, Step::Scoped, evidence);
+        let mut tx = db.begin_write().await?;
+        // The event first: where another process was faster, its list stands.
+        self.append(&mut tx, record, &event).await?;
+        store::write_subjects(&mut tx, &record.id, &subjects).await?;
+        tx.commit().await.map_err(on("scope a case"))?;
+        Ok(Did::Written)
+    }
+
+    async fn destroy_keys(&self, record: &Record, events: &[Event]) -> Result<Did, CaseError> {
+        // Keys minted since the scope was taken belong to it as well: the list may grow until the ledger row exists, never shrink.
+        let listed = store::subjects(&self.parts.db, &record.id).await?;
+        let mut tx = self.parts.db.begin_write().await?;
+        let epoch = self.parts.keys.destroy(&mut tx, &record.id, &record.seller, &listed, self.parts.clock.now()).await?;
+        let event = self.event(events, Step::KeysDestroyed, json!({ "epoch": epoch }));
+        self.append(&mut tx, record, &event).await?;
+        tx.commit().await.map_err(on("destroy keys"))?;
+        Ok(Did::Written)
+    }
+
+    async fn await_caches(&self, epoch: i64) -> Result<Did, CaseError> {
+        // The revocations must be out before anyone can be expected to have heard of them.
+        self.parts.keys.publish(&*self.parts.log).await?;
+        if !self.parts.keys.acknowledged(epoch).await? {
+            return Ok(waiting(format!("not every process has acknowledged ledger epoch {epoch} yet, and its lease still runs")));
+        }
+        self.parts.keys.rewrite().await?;
+        Ok(Did::Event(Step::CachesRevoked, json!({ "epoch": epoch })))
+    }
+
+    /// The subjects with the keys they have now: a key minted between scoping and destruction is found here.
+    async fn subjects(&self, record: &Record) -> Result<(Vec<Listed>, Vec<Subject>), CaseError> {
+        let listed = scope::with_keys(&self.parts.db, store::subjects(&self.parts.db, &record.id).await?).await?;
+        let subjects = listed.iter().map(|subject| subject.subject(&record.seller)).collect();
+        Ok((listed, subjects))
+    }
+
+    async fn tombstone(&self, record: &Record) -> Result<Vec<Mark>, CaseError> {
+        let (_, subjects) = self.subjects(record).await?;
+        Ok(self.parts.log.tombstone(record.id.as_str(), &subjects, record.extent).await?)
+    }
+
+    async fn tombstone_after(&self, record: &Record, since: Timestamp) -> Result<Did, CaseError> {
+        let timeout = self.parts.log.message_timeout();
+        let until = since.plus(Period::Millis(i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX)));
+        let now = self.parts.system_clock.now();
+        if now < until {
+            let left = Duration::from_millis(until.0.saturating_sub(now.0).unsigned_abs());
+            let why = "a producer may still hold a record from before the keys were destroyed".to_owned();
+            return Ok(Did::Not(Progress::Waiting { why, again: left.min(timeout) }));
+        }
+        Ok(Did::Event(Step::SecondTombstones, marks(&self.tombstone(record).await?)))
+    }
+
+    async fn plant_controls(&self, record: &Record) -> Result<Did, CaseError> {
+        let control = control::control(&self.parts.db, &*self.parts.keys, &record.id, &record.seller).await?;
+        let mut stores = Vec::new();
+        for store in &self.parts.prove {
+            store.plant(&control).await?;
+            stores.push(store.name().to_owned());
+        }
+        Ok(Did::Event(Step::ControlsPlanted, json!({ "key": control.key, "stores": stores })))
+    }
+
+    async fn clean_sinks(&self, record: &Record, events: &[Event], wanted: &[Mark]) -> Result<Did, CaseError> {
+        for store in &self.parts.forget {
+            if !store.caught_up(wanted).await? {
+                return Ok(waiting(format!("store {} has not applied the log up to the barrier yet", store.name())));
+            }
+        }
+        let (_, subjects) = self.subjects(record).await?;
+        let mut rows = serde_json::Map::new();
+        for store in &self.parts.forget {
+            rows.insert(store.name().to_owned(), json!(store.forget(&subjects, record.extent).await?));
+        }
+        let step = if machine::rounds(events) == 0 { Step::SinksClean } else { Step::SinksCleanAgain };
+        Ok(Did::Event(step, json!({ "rows_deleted": rows })))
+    }
+
+    async fn verify_step(&self, record: &Record, events: &[Event], barrier: &[Mark], tombstones: &[Mark]) -> Result<Did, CaseError> {
+        let (verdict, _) = self.look(record, barrier, tombstones, Cleaner::Awaited).await?;
+        Ok(match verdict {
+            Verdict::Holds(evidence) => {
+                let value = serde_json::to_value(&*evidence).map_err(|_| CaseError::Request("the evidence has no JSON form"))?;
+                Did::Event(Step::Verified, value)
+            }
+            Verdict::Late { count, places } if machine::rounds(events) < ROUNDS_MAX => {
+                Did::Event(Step::FoundAgain, json!({ "count": count, "places": places }))
+            }
+            Verdict::Late { count, places } => Did::Not(Progress::Blocked {
+                why: format!("{count} blocks of erased subjects are still found after {ROUNDS_MAX} rounds, first in {}", places.join(", ")),
+            }),
+            Verdict::Cleaning { count } => {
+                Did::Not(Progress::Waiting { why: format!("{count} tombstoned blocks wait for the log's cleaner"), again: CLEANER_AGAIN })
+            }
+            Verdict::Blocked(why) => Did::Not(Progress::Blocked { why }),
+        })
+    }
+
+    /// Reads everything again and judges it.
+    async fn look(&self, record: &Record, barrier: &[Mark], tombstones: &[Mark], cleaner: Cleaner) -> Result<(Verdict, Seen), CaseError> {
+        let (listed, _) = self.subjects(record).await?;
+        let control = control::control(&self.parts.db, &*self.parts.keys, &record.id, &record.seller).await?;
+        let keys: Vec<KeyId> = listed.iter().flat_map(|subject| subject.keys.iter().copied()).collect();
+        let needles = Needles {
+            keys,
+            controls: vec![control.key],
+            bytes: self.parts.keys.wrapped_needles(&record.seller, &listed).await?,
+            barrier: barrier.to_vec(),
+        };
+        let mut seen = Seen { drift: self.parts.log.drift().await?, log: self.parts.log.describe().await?, ..Seen::default() };
+        for store in &self.parts.prove {
+            let mut report = store.scan(&needles).await?;
+            let found = report.found.len();
+            report.found.retain(|block| block.key != control.key);
+            seen.dead_controls += u64::try_from(found - report.found.len()).unwrap_or(u64::MAX);
+            seen.reports.push(report);
+        }
+        if cleaner == Cleaner::Passed {
+            seen.dead_controls = 0;
+        }
+        let found: Vec<_> = seen.reports.iter().flat_map(|report| &report.found).collect();
+        let (mut recover, keys_tried) = verify::recover(&self.parts.db, &*self.parts.keys, &record.seller, &listed, &found).await?;
+        recover.controls_planted = 1;
+        recover.controls_opened = u64::from(control::opens(&self.parts.db, &*self.parts.keys, &record.id, &record.seller).await?);
+        (seen.recover, seen.keys_tried) = (recover, keys_tried);
+        let with_keys = u64::try_from(needles.keys.len()).unwrap_or(u64::MAX);
+        let verdict = verify::judge(&seen, with_keys, barrier, tombstones, self.key_backups(record));
+        Ok((verdict, seen))
+    }
+
+    /// Backups of the key database are outside every scan; they are named until the last of them is gone. Where its files are a store of
+    /// their own, that store names them.
+    fn key_backups(&self, record: &Record) -> Option<Remains> {
+        if self.parts.prove.iter().any(|store| store.name() == keyfiles::STORE) {
+            return None;
+        }
+        let backups = self.parts.keys.backups();
+        let destroyed = record.keys_destroyed_at?;
+        (backups.millis_max() > 0).then(|| Remains {
+            what: "wrapped keys in backups and old files of the key database".to_owned(),
+            until: Some(Iso(destroyed.plus(backups))),
+        })
+    }
+
+    /// Verifies a case again, at any time: plants its controls, sets a fresh barrier, reads everything.
+    ///
+    /// # Errors
+    /// [`CaseError`]: nothing is known then.
+    pub async fn verify(&self, case: &CaseId) -> Result<VerifyReport, CaseError> {
+        let record = self.record(case).await?;
+        let control = control::control(&self.parts.db, &*self.parts.keys, case, &record.seller).await?;
+        for store in &self.parts.prove {
+            store.plant(&control).await?;
+        }
+        let barrier = self.parts.log.barrier().await?;
+        let events = store::events(&self.parts.db, case).await?;
+        let tombstones = machine::last_tombstones(&events).unwrap_or_default();
+        let (verdict, seen) = self.look(&record, &barrier, &tombstones, Cleaner::Passed).await?;
+        if record.certified_at.is_some() {
+            self.unplant(case).await;
+        }
+        let reason = match verdict {
+            Verdict::Holds(_) if record.keys_destroyed_at.is_none() => Some("the keys are not destroyed yet".to_owned()),
+            Verdict::Holds(_) => None,
+            Verdict::Late { count, places } => Some(format!("{count} blocks of erased subjects are found, first in {}", places.join(", "))),
+            Verdict::Cleaning { count } => Some(format!("{count} tombstoned blocks wait for the log's cleaner")),
+            Verdict::Blocked(why) => Some(why),
+        };
+        let stores = verify::evidence_of(&seen.reports);
+        let scan = verify::totals(&stores);
+        Ok(VerifyReport {
+            case: case.clone(),
+            holds: reason.is_none(),
+            reason,
+            scan: ScanAnswer { found: scan.found, controls_found: scan.controls_found, controls_planted: scan.controls_planted, stores },
+            recover: seen.recover,
+        })
+    }
+
+    async fn unplant(&self, case: &CaseId) {
+        for store in &self.parts.prove {
+            if let Err(error) = store.unplant(case.as_str()).await {
+                tracing::warn!(case_id = %case, %error, "a control stays; it is harmless and goes with the next verification");
+            }
+        }
+    }
+
+    async fn certify(&self, record: &Record, events: &[Event]) -> Result<Did, CaseError> {
+        let evidence = machine::find(events, &[Step::Verified]).map(|event| event.evidence.clone()).unwrap_or_default();
+        let evidence: Evidence = serde_json::from_value(evidence).map_err(|_| machine::BrokenHistory("a verification without evidence"))?;
+        let (listed, _) = self.subjects(record).await?;
+        let case = Case::verified(record.clone(), evidence);
+        let certified = self.event(events, Step::Certified, Value::Null);
+        let is_durable = self.parts.log.is_durable();
+        let statement = certify::statement(&case, events, &certified, &listed, &self.parts.about, is_durable)?;
+        let mut tx = self.parts.db.begin_write().await?;
+        let issued = certify::issue(&self.parts.db, &mut tx, &case, &statement, &self.parts.signer).await?;
+        self.append(&mut tx, record, &Event { evidence: issued.evidence(), ..certified }).await?;
+        super::engine::enqueue(&mut tx, "privacy.certificates", record.id.as_str(), &issued.mirror()).await?;
+        tx.commit().await.map_err(on("certify a case"))?;
+        self.unplant(&record.id).await;
+        // The certificate stands; its mirror waits in the outbox for the next publication.
+        if let Err(error) = self.parts.keys.publish(&*self.parts.log).await {
+            tracing::warn!(case_id = %record.id, %error, "the certificate's mirror waits in the outbox");
+        }
+        Ok(Did::Written)
+    }
+}
+
+/// SHA-256 over the sorted subjects, as the certificate's form says.
+pub(super) fn subjects_digest(subjects: &[Listed]) -> String {
+    let mut tokens: Vec<_> = subjects.iter().map(|subject| subject.token).collect();
+    tokens.sort();
+    let mut context = Context::new(&SHA256);
+    for token in tokens {
+        context.update(token.to_hex().as_bytes());
+        context.update(&[0]);
+    }
+    hex::encode(context.finish())
+}

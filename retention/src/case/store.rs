@@ -1,0 +1,357 @@
+//! Cases in the key database: rows, events, subjects. Append-only but for the summary row.
+
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::Row;
+use sqlx::any::AnyRow;
+use sunder_schemas::ids::{CaseId, SellerId};
+use sunder_schemas::time::Timestamp;
+
+use super::machine::{Event, State, Step};
+use super::scope::Listed;
+use super::{CaseError, Reason};
+use crate::keydb::{DbError, KeyDb, Write, on};
+use crate::store::Extent;
+
+/// Subjects in one row of `case_scope`. Chosen: about 150 KB of JSON, so that 10,000 subjects are 10 rows.
+const SUBJECTS_PER_ROW: usize = 1000;
+
+/// The summary of one case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its id.
+    pub id: CaseId,
+    /// Whose customers.
+    pub seller: SellerId,
+    /// Why.
+    pub reason: Reason,
+    /// How much of a subject goes.
+    pub extent: Extent,
+    /// `listed`, `all` or `due`.
+    pub scope: String,
+    /// Who asked.
+    pub requested_by: String,
+    /// Whether removal is to be forced.
+    pub forced: bool,
+    /// When it was opened, by the policy clock.
+    pub opened_at: Timestamp,
+    /// When it is due, by the policy clock.
+    pub due_at: Timestamp,
+    /// How far it is.
+    pub state: State,
+    /// Number of subjects; 0 until scoped.
+    pub subjects: u64,
+    /// What it waits for or what is wrong.
+    pub blocked_by: Option<String>,
+    /// First layer, by the policy clock.
+    pub keys_destroyed_at: Option<Timestamp>,
+    /// Second layer, by the policy clock.
+    pub verified_at: Option<Timestamp>,
+    /// By the policy clock.
+    pub certified_at: Option<Timestamp>,
+}
+
+/// A case in the JSON shape of the command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Shown {
+    /// Its id.
+    pub id: CaseId,
+    /// How far it is.
+    pub state: State,
+    /// Why.
+    pub reason: Reason,
+    /// Whose customers.
+    pub seller: SellerId,
+    /// Number of subjects.
+    pub subjects: u64,
+    /// How much of a subject goes.
+    pub extent: Extent,
+    /// ISO 8601, policy clock.
+    pub opened_at: String,
+    /// ISO 8601, policy clock.
+    pub due_at: String,
+    /// ISO 8601, policy clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys_destroyed_at: Option<String>,
+    /// ISO 8601, policy clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verified_at: Option<String>,
+    /// ISO 8601, policy clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certified_at: Option<String>,
+    /// What it waits for or what is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocked_by: Option<String>,
+    /// What happened, with its evidence; left out in lists.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<ShownEvent>,
+}
+
+/// One event as the command line shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ShownEvent {
+    /// Number within the case.
+    pub seq: i64,
+    /// What happened.
+    pub step: &'static str,
+    /// ISO 8601, policy clock.
+    pub at: String,
+    /// ISO 8601, system clock.
+    pub at_system: String,
+    /// What it rests on.
+    pub evidence: Value,
+}
+
+impl Record {
+    /// As the command line shows it, with `events` where a single case is asked for.
+    #[must_use]
+    pub fn shown(&self, events: &[Event]) -> Shown {
+        let iso = |at: Option<Timestamp>| at.map(Timestamp::to_iso);
+        Shown {
+            id: self.id.clone(),
+            state: self.state,
+            reason: self.reason,
+            seller: self.seller.clone(),
+            subjects: self.subjects,
+            extent: self.extent,
+            opened_at: self.opened_at.to_iso(),
+            due_at: self.due_at.to_iso(),
+            keys_destroyed_at: iso(self.keys_destroyed_at),
+            verified_at: iso(self.verified_at),
+            certified_at: iso(self.certified_at),
+            blocked_by: self.blocked_by.clone(),
+            events: events
+                .iter()
+                .map(|event| ShownEvent {
+                    seq: event.seq,
+                    step: event.step.as_str(),
+                    at: event.at.to_iso(),
+                    at_system: event.at_system.to_iso(),
+                    evidence: event.evidence.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+pub(super) const fn extent_name(extent: Extent) -> &'static str {
+    match extent {
+        Extent::Personal => "personal",
+        Extent::WithBusinessData => "with_business_data",
+    }
+}
+
+/// Writes a new case; `false` where the same request is open already.
+pub(super) async fn insert(tx: &mut Write, record: &Record, digest: &str) -> Result<bool, CaseError> {
+    let done = sqlx::query(
+        "INSERT INTO erasure_case (case_id, seller, reason, extent, scope, request_digest, requested_by, forced, opened_at, due_at, state, subjects) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0) ON CONFLICT DO NOTHING",
+    )
+    .bind(record.id.as_str().to_owned())
+    .bind(record.seller.as_str().to_owned())
+    .bind(record.reason.as_str())
+    .bind(extent_name(record.extent))
+    .bind(record.scope.clone())
+    .bind(digest.to_owned())
+    .bind(record.requested_by.clone())
+    .bind(i64::from(record.forced))
+    .bind(record.opened_at.0)
+    .bind(record.due_at.0)
+    .bind(record.state.as_str())
+    .execute(&mut **tx)
+    .await
+    .map_err(on("open a case"))?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// The open case of the same request.
+pub(super) async fn open_case_of(tx: &mut Write, digest: &str) -> Result<Option<CaseId>, CaseError> {
+    let row = sqlx::query("SELECT case_id FROM erasure_case WHERE request_digest = $1 AND state <> 'certified'")
+        .bind(digest.to_owned())
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(on("look for an open case"))?;
+    row.map(|row| case_id(&row, 0)).transpose()
+}
+
+/// Appends `event` and moves the summary row. [`CaseError::Contended`] where another process appended meanwhile.
+pub(super) async fn append(tx: &mut Write, case: &CaseId, event: &Event) -> Result<(), CaseError> {
+    let done = sqlx::query(
+        "INSERT INTO case_event (case_id, seq, step, at, at_system, evidence) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+    )
+    .bind(case.as_str().to_owned())
+    .bind(event.seq)
+    .bind(event.step.as_str())
+    .bind(event.at.0)
+    .bind(event.at_system.0)
+    .bind(event.evidence.to_string())
+    .execute(&mut **tx)
+    .await
+    .map_err(on("append to a case"))?;
+    if done.rows_affected() != 1 {
+        return Err(CaseError::Contended);
+    }
+    let at_step = |step: Step| (event.step == step).then_some(event.at.0);
+    let subjects = if event.step == Step::Scoped { event.evidence.get("subjects").and_then(Value::as_i64) } else { None };
+    sqlx::query(
+        "UPDATE erasure_case SET state = $1, blocked_by = NULL, subjects = COALESCE($3, subjects), \
+         keys_destroyed_at = COALESCE($4, keys_destroyed_at), verified_at = COALESCE($5, verified_at), \
+         certified_at = COALESCE($6, certified_at) WHERE case_id = $2",
+    )
+    .bind(event.step.state().as_str())
+    .bind(case.as_str().to_owned())
+    .bind(subjects)
+    .bind(at_step(Step::KeysDestroyed))
+    .bind(at_step(Step::Verified))
+    .bind(at_step(Step::Certified))
+    .execute(&mut **tx)
+    .await
+    .map_err(on("move a case"))?;
+    Ok(())
+}
+
+/// Notes what a case waits for; `None` clears it.
+pub(super) async fn set_blocked(db: &KeyDb, case: &CaseId, why: Option<&str>) -> Result<(), CaseError> {
+    let mut tx = db.begin_write().await?;
+    sqlx::query("UPDATE erasure_case SET blocked_by = $1 WHERE case_id = $2")
+        .bind(why.map(str::to_owned))
+        .bind(case.as_str().to_owned())
+        .execute(&mut *tx)
+        .await
+        .map_err(on("note what a case waits for"))?;
+    tx.commit().await.map_err(on("note what a case waits for"))?;
+    Ok(())
+}
+
+/// Replaces the list of subjects.
+pub(super) async fn write_subjects(tx: &mut Write, case: &CaseId, subjects: &[Listed]) -> Result<(), CaseError> {
+    sqlx::query("DELETE FROM case_scope WHERE case_id = $1")
+        .bind(case.as_str().to_owned())
+        .execute(&mut **tx)
+        .await
+        .map_err(on("write a case's subjects"))?;
+    for (chunk, part) in (0i64..).zip(subjects.chunks(SUBJECTS_PER_ROW)) {
+        let text = serde_json::to_string(part).map_err(|_| DbError::fixed("write a case's subjects", "not_json"))?;
+        sqlx::query("INSERT INTO case_scope (case_id, chunk, subjects) VALUES ($1, $2, $3)")
+            .bind(case.as_str().to_owned())
+            .bind(chunk)
+            .bind(text)
+            .execute(&mut **tx)
+            .await
+            .map_err(on("write a case's subjects"))?;
+    }
+    Ok(())
+}
+
+/// The subjects of a case.
+pub(super) async fn subjects(db: &KeyDb, case: &CaseId) -> Result<Vec<Listed>, CaseError> {
+    let rows = sqlx::query("SELECT subjects FROM case_scope WHERE case_id = $1 ORDER BY chunk")
+        .bind(case.as_str().to_owned())
+        .fetch_all(db.pool())
+        .await
+        .map_err(on("read a case's subjects"))?;
+    let mut all = Vec::new();
+    for row in rows {
+        let text: String = row.try_get(0).map_err(on("read a case's subjects"))?;
+        let part: Vec<Listed> = serde_json::from_str(&text).map_err(|_| DbError::fixed("read a case's subjects", "not_json"))?;
+        all.extend(part);
+    }
+    Ok(all)
+}
+
+/// The events of a case, in order.
+pub(super) async fn events(db: &KeyDb, case: &CaseId) -> Result<Vec<Event>, CaseError> {
+    let rows = sqlx::query("SELECT seq, step, at, at_system, evidence FROM case_event WHERE case_id = $1 ORDER BY seq")
+        .bind(case.as_str().to_owned())
+        .fetch_all(db.pool())
+        .await
+        .map_err(on("read a case's events"))?;
+    rows.iter().map(event).collect()
+}
+
+fn event(row: &AnyRow) -> Result<Event, CaseError> {
+    let failed = on("read a case's events");
+    let broken = |code| DbError::fixed("read a case's events", code);
+    let step: String = row.try_get(1).map_err(&failed)?;
+    let evidence: String = row.try_get(4).map_err(&failed)?;
+    Ok(Event {
+        seq: row.try_get(0).map_err(&failed)?,
+        step: Step::parse(&step).ok_or_else(|| broken("unknown_step"))?,
+        at: Timestamp(row.try_get(2).map_err(&failed)?),
+        at_system: Timestamp(row.try_get(3).map_err(&failed)?),
+        evidence: serde_json::from_str(&evidence).map_err(|_| broken("not_json"))?,
+    })
+}
+
+/// Which cases to read.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Which<'a> {
+    /// One.
+    One(&'a CaseId),
+    /// All, oldest first.
+    All,
+}
+
+/// Summary rows.
+pub(super) async fn records(db: &KeyDb, which: Which<'_>) -> Result<Vec<Record>, CaseError> {
+    let id = match which {
+        Which::One(id) => id.as_str().to_owned(),
+        Which::All => String::new(),
+    };
+    let rows = sqlx::query(
+        "SELECT case_id, seller, reason, extent, scope, requested_by, forced, opened_at, due_at, state, subjects, blocked_by, \
+         keys_destroyed_at, verified_at, certified_at FROM erasure_case WHERE case_id = $1 OR $2 = 1 ORDER BY opened_at, case_id",
+    )
+    .bind(id)
+    .bind(i64::from(matches!(which, Which::All)))
+    .fetch_all(db.pool())
+    .await
+    .map_err(on("read cases"))?;
+    rows.iter().map(record).collect()
+}
+
+/// Ids of the cases that are not certified, oldest first.
+pub(super) async fn open_cases(db: &KeyDb) -> Result<Vec<CaseId>, CaseError> {
+    let rows = sqlx::query("SELECT case_id FROM erasure_case WHERE state <> 'certified' ORDER BY opened_at, case_id")
+        .fetch_all(db.pool())
+        .await
+        .map_err(on("read open cases"))?;
+    rows.iter().map(|row| case_id(row, 0)).collect()
+}
+
+fn case_id(row: &AnyRow, column: usize) -> Result<CaseId, CaseError> {
+    let text: String = row.try_get(column).map_err(on("read a case id"))?;
+    Ok(CaseId::parse(&text).map_err(|_| DbError::fixed("read a case id", "bad_id"))?)
+}
+
+fn record(row: &AnyRow) -> Result<Record, CaseError> {
+    let failed = on("read a case");
+    let broken = |code| DbError::fixed("read a case", code);
+    let text = |column: usize| -> Result<String, CaseError> { Ok(row.try_get(column).map_err(on("read a case"))?) };
+    let at = |column: usize| -> Result<Option<Timestamp>, CaseError> {
+        Ok(row.try_get::<Option<i64>, _>(column).map_err(on("read a case"))?.map(Timestamp))
+    };
+    let state = text(9)?;
+    let subjects: i64 = row.try_get(10).map_err(&failed)?;
+    Ok(Record {
+        id: case_id(row, 0)?,
+        seller: SellerId::parse(&text(1)?).map_err(|_| broken("bad_seller"))?,
+        reason: Reason::parse(&text(2)?).ok_or_else(|| broken("unknown_reason"))?,
+        extent: match text(3)?.as_str() {
+            "personal" => Extent::Personal,
+            "with_business_data" => Extent::WithBusinessData,
+            _ => return Err(broken("unknown_extent").into()),
+        },
+        scope: text(4)?,
+        requested_by: text(5)?,
+        forced: row.try_get::<i64, _>(6).map_err(&failed)? != 0,
+        opened_at: at(7)?.ok_or_else(|| broken("no_time"))?,
+        due_at: at(8)?.ok_or_else(|| broken("no_time"))?,
+        state: State::ALL.into_iter().find(|s| s.as_str() == state).ok_or_else(|| broken("unknown_state"))?,
+        subjects: u64::try_from(subjects).map_err(|_| broken("bad_count"))?,
+        blocked_by: row.try_get(11).map_err(&failed)?,
+        keys_destroyed_at: at(12)?,
+        verified_at: at(13)?,
+        certified_at: at(14)?,
+    })
+}

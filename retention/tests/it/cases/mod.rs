@@ -1,0 +1,290 @@
+//! Whole cases: the straight way, every crash, every misbehaviour.
+
+mod world;
+
+use sunder_retention::case::{EraseRequest, Progress, Reason, Scope, State};
+use sunder_schemas::certificate::check;
+use sunder_schemas::ids::CaseId;
+use sunder_schemas::time::{Clock as _, Period};
+
+use world::{Manner, World, order, seller};
+
+const STRAIGHT: [&str; 13] = [
+    "requested",
+    "scoped",
+    "keys_destroyed",
+    "caches_revoked",
+    "tombstoned",
+    "raw_ends",
+    "split_past",
+    "second_tombstones",
+    "controls_planted",
+    "drained",
+    "sinks_clean",
+    "verified",
+    "certified",
+];
+
+fn request(orders: &[usize]) -> EraseRequest {
+    EraseRequest {
+        seller: seller(),
+        scope: Scope::Orders(orders.iter().map(|n| order(*n)).collect()),
+        reason: Reason::BuyerRequest,
+        with_business_data: None,
+        now: false,
+        requested_by: "operator-7".into(),
+    }
+}
+
+async fn steps(world: &World, case: &CaseId) -> Vec<&'static str> {
+    world.engine().show(case).await.unwrap().events.iter().map(|event| event.step).collect()
+}
+
+async fn is_certified(world: &World, case: &CaseId) -> bool {
+    world.engine().show(case).await.unwrap().certified_at.is_some()
+}
+
+#[tokio::test]
+async fn a_request_goes_from_key_to_certificate_and_checks_offline() {
+    for world in World::all().await {
+        goes_from_key_to_certificate(&world).await;
+    }
+}
+
+async fn goes_from_key_to_certificate(world: &World) {
+    let (_, kept) = world.order(1).await;
+    world.order(2).await;
+    world.flow();
+    world.order(2).await; // A second version is still in raw when the case begins.
+    let engine = world.engine();
+    let plan = engine.dry_run(&request(&[2, 99])).await.unwrap();
+    assert_eq!((plan.subjects, plan.with_live_keys, plan.without_keys), (2, 1, 1));
+    assert!(engine.list().await.unwrap().is_empty(), "a dry run writes nothing");
+
+    let case = engine.request(&request(&[2])).await.unwrap();
+    assert_eq!(engine.request(&request(&[2])).await.unwrap(), case, "the same open request is the same case");
+    assert_eq!(world.work(&case).await, Progress::Done);
+    assert_eq!(steps(world, &case).await, STRAIGHT);
+
+    let shown = engine.show(&case).await.unwrap();
+    assert_eq!((shown.state, shown.subjects, shown.blocked_by), (State::Certified, 1, None));
+    let files = engine.certificate(&case).await.unwrap();
+    let checked = check(&files.note, &files.verifier_key, Some(&files.proof), Some(&files.statement)).unwrap();
+    assert_eq!((checked.statement.case.clone(), checked.leaf), (case.clone(), Some(0)));
+    assert_eq!((checked.statement.recover.tried, checked.statement.recover.opened), (1, 0));
+    assert_eq!(checked.statement.scan.controls_planted, 4, "{}", world.keys.engine);
+    let text = String::from_utf8(files.note.clone()).unwrap();
+    assert!(!text.contains("Canary") && !text.contains("0000002"), "a certificate names nobody");
+    assert!(world.vault.rows.lock().unwrap().contains_key(&kept.0), "another buyer's data stays");
+
+    let report = world.engine().verify(&case).await.unwrap();
+    assert!(report.holds && report.recover.controls_opened == 1 && report.scan.controls_found == 4, "{report:?}");
+    let topics: Vec<_> = world.log.state.lock().unwrap().published.iter().map(|record| record.topic.clone()).collect();
+    for topic in ["privacy.requests", "privacy.erased", "keys.revoked", "privacy.certificates", "audit.log"] {
+        assert!(topics.iter().any(|t| t == topic), "{topic} is published");
+    }
+    let again = engine.request(&request(&[2])).await.unwrap();
+    assert_ne!(again, case, "after the certificate the same request is a new case");
+    assert_eq!(world.work(&again).await, Progress::Done);
+    let files = engine.certificate(&again).await.unwrap();
+    assert_eq!(check(&files.note, &files.verifier_key, Some(&files.proof), Some(&files.statement)).unwrap().leaf, Some(1));
+}
+
+#[tokio::test]
+async fn an_unknown_order_is_certified_as_never_held_and_stays_out() {
+    let world = World::new().await;
+    let case = world.engine().request(&request(&[77])).await.unwrap();
+    assert_eq!(world.work(&case).await, Progress::Done);
+    let files = world.engine().certificate(&case).await.unwrap();
+    let statement = check(&files.note, &files.verifier_key, None, None).unwrap().statement;
+    assert_eq!((statement.subjects.count, statement.subjects.with_keys, statement.recover.tried), (1, 0, 0));
+    let known = world.ring.subject(&seller(), world.ring.seller(&seller()).await.unwrap().order_token(&order(77))).await.unwrap();
+    assert!(matches!(known, sunder_retention::ledger::SubjectState::Destroyed), "{known:?}");
+}
+
+#[tokio::test]
+async fn the_sweep_opens_one_case_for_all_that_is_due() {
+    for world in World::all().await {
+        sweeps_once(&world).await;
+    }
+}
+
+async fn sweeps_once(world: &World) {
+    for n in 0..25 {
+        world.order(n).await;
+    }
+    world.flow();
+    let engine = world.engine();
+    assert!(engine.sweep(world.clock.now()).await.unwrap().is_empty(), "nothing is due yet");
+    world.clock.advance(Period::days(70));
+    let now = world.clock.now();
+    let cases = engine.sweep(now).await.unwrap();
+    let [case] = cases.as_slice() else { panic!("one case for the seller: {cases:?}") };
+    assert_eq!(engine.sweep(now).await.unwrap(), Vec::new(), "its subjects are in the open case");
+    assert_eq!(world.work(case).await, Progress::Done);
+    assert_eq!(engine.show(case).await.unwrap().subjects, 25);
+    assert_eq!(engine.due(now).await.unwrap(), 0);
+    assert!(engine.sweep(now).await.unwrap().is_empty());
+}
+
+/// Fails every call a case makes, one run each, before and after the call took effect: each run ends as the straight way does, with no
+/// step left out and none done twice.
+#[tokio::test]
+async fn a_crash_at_any_call_leads_to_the_same_end() {
+    for after in [false, true] {
+        let mut n = 0;
+        loop {
+            let world = World::new().await;
+            world.order(1).await;
+            world.flow();
+            world.order(1).await;
+            let case = world.engine().request(&request(&[1])).await.unwrap();
+            world.fuse.arm(n, after);
+            assert_eq!(world.work(&case).await, Progress::Done, "call {n}, after {after}");
+            assert_eq!(steps(&world, &case).await, STRAIGHT, "call {n}, after {after}");
+            let files = world.engine().certificate(&case).await.unwrap();
+            let statement = check(&files.note, &files.verifier_key, Some(&files.proof), None).unwrap().statement;
+            assert_eq!((statement.recover.tried, statement.subjects.keys), (1, 1), "call {n}, after {after}");
+            if !world.fuse.blew() {
+                assert!(n > 20, "the straight way makes more calls than {n}");
+                break;
+            }
+            n += 1;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_late_record_is_tombstoned_again_and_the_round_is_on_the_certificate() {
+    let world = World::new().await;
+    let (_, late) = world.order(1).await;
+    world.flow();
+    world.log.state.lock().unwrap().late = vec![late];
+    let case = world.engine().request(&request(&[1])).await.unwrap();
+    assert_eq!(world.work(&case).await, Progress::Done);
+    let steps = steps(&world, &case).await;
+    assert_eq!(steps[11..], ["found_again", "tombstoned_again", "barrier_again", "sinks_clean_again", "verified", "certified"]);
+    let files = world.engine().certificate(&case).await.unwrap();
+    assert_eq!(check(&files.note, &files.verifier_key, None, None).unwrap().statement.log.repeated, 1);
+}
+
+#[tokio::test]
+async fn what_comes_back_for_ever_is_never_certified() {
+    let world = World::new().await;
+    let (_, late) = world.order(1).await;
+    world.flow();
+    world.log.state.lock().unwrap().always_late = Some(late);
+    let case = world.engine().request(&request(&[1])).await.unwrap();
+    let Progress::Blocked { why } = world.work(&case).await else { panic!("it is blocked") };
+    assert!(why.contains("after 5 rounds"), "{why}");
+    let shown = world.engine().show(&case).await.unwrap();
+    assert_eq!((shown.state, shown.blocked_by.as_deref()), (State::SinksClean, Some(why.as_str())));
+}
+
+#[tokio::test]
+async fn a_store_that_still_has_a_block_is_never_certified() {
+    let world = World::new().await;
+    world.order(1).await;
+    world.flow();
+    world.exports.set(Manner::Lies);
+    let case = world.engine().request(&request(&[1])).await.unwrap();
+    let Progress::Blocked { why } = world.work(&case).await else { panic!("it is blocked") };
+    assert!(why.contains("exports.rows"), "{why}");
+    assert!(!is_certified(&world, &case).await);
+    assert!(world.engine().certificate(&case).await.is_err());
+    let report = world.engine().verify(&case).await.unwrap();
+    assert!(!report.holds && report.scan.found == 1, "{report:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_drifted_or_lost_its_control_blocks_until_it_is_mended() {
+    type Spoil = fn(&World);
+    let spoils: [(Spoil, Spoil, &str); 5] = [
+        (|w| w.vault.set(Manner::Unreadable), |w| w.vault.set(Manner::Honest), "vault could not scan sealed_block: io"),
+        (|w| w.vault.set(Manner::Forgetful), |w| w.vault.set(Manner::Honest), "store vault found 0 of 1 planted controls"),
+        (|w| w.log.state.lock().unwrap().is_blind = true, |w| w.log.state.lock().unwrap().is_blind = false, "store log found 0 of 1"),
+        (
+            |w| w.log.state.lock().unwrap().drift = vec!["sp.pii.orders.v1: segment.ms is 1, declared 1000".into()],
+            |w| w.log.state.lock().unwrap().drift.clear(),
+            "topic settings drifted: sp.pii.orders.v1",
+        ),
+        (|w| w.log.state.lock().unwrap().is_blind = true, |w| w.log.state.lock().unwrap().is_blind = false, "its scan is void"),
+    ];
+    for (spoil, mend, says) in spoils {
+        let world = World::new().await;
+        world.order(1).await;
+        world.flow();
+        spoil(&world);
+        let case = world.engine().request(&request(&[1])).await.unwrap();
+        let Progress::Blocked { why } = world.work(&case).await else { panic!("blocked: {says}") };
+        assert!(why.contains(says), "{why}");
+        assert_eq!(world.engine().show(&case).await.unwrap().blocked_by.as_deref(), Some(why.as_str()));
+        mend(&world);
+        assert_eq!(world.work(&case).await, Progress::Done, "{says}");
+        assert_eq!(steps(&world, &case).await, STRAIGHT);
+    }
+}
+
+#[tokio::test]
+async fn it_waits_for_splitter_stores_and_cleaner_and_says_so() {
+    type Spoil = fn(&World);
+    let waits: [(Spoil, Spoil, &str); 3] = [
+        (
+            |w| w.log.state.lock().unwrap().is_splitter_down = true,
+            |w| w.log.state.lock().unwrap().is_splitter_down = false,
+            "the splitter has not committed",
+        ),
+        (|w| w.vault.set(Manner::Behind), |w| w.vault.set(Manner::Honest), "store vault has not applied the log"),
+        (
+            |w| w.log.state.lock().unwrap().is_cleaner_down = true,
+            |w| w.log.state.lock().unwrap().wake_cleaner(),
+            "wait for the log's cleaner",
+        ),
+    ];
+    for (spoil, mend, says) in waits {
+        let world = World::new().await;
+        world.order(1).await;
+        world.flow();
+        world.order(1).await;
+        spoil(&world);
+        let case = world.engine().request(&request(&[1])).await.unwrap();
+        let progress = world.work(&case).await;
+        let Progress::Waiting { why, .. } = &progress else { panic!("waiting: {says}, not {progress:?}") };
+        assert!(why.contains(says), "{why}");
+        mend(&world);
+        assert_eq!(world.work(&case).await, Progress::Done, "{says}");
+        assert_eq!(steps(&world, &case).await, STRAIGHT);
+    }
+}
+
+#[tokio::test]
+async fn the_embedded_log_claims_nothing_physical() {
+    let world = World::with(false).await;
+    world.order(1).await;
+    world.flow();
+    let case = world.engine().request(&request(&[1])).await.unwrap();
+    assert_eq!(world.work(&case).await, Progress::Done);
+    let files = world.engine().certificate(&case).await.unwrap();
+    let statement = check(&files.note, &files.verifier_key, None, None).unwrap().statement;
+    assert!(!statement.sanitisation.physical);
+    assert!(statement.not_claimed.iter().any(|claim| claim.contains("embedded broker")));
+}
+
+#[tokio::test]
+async fn two_engines_on_one_case_do_each_step_once() {
+    let world = World::new().await;
+    for n in 0..8 {
+        world.order(n).await;
+    }
+    world.flow();
+    let case = world.engine().request(&request(&[0, 1, 2, 3, 4, 5, 6, 7])).await.unwrap();
+    for _ in 0..40 {
+        let (one, two) = (world.engine(), world.engine());
+        let (a, b) = tokio::join!(one.advance(&case), two.advance(&case));
+        if a.unwrap() == Progress::Done && b.unwrap() == Progress::Done {
+            break;
+        }
+        world.system.advance(Period::Millis(500));
+    }
+    assert_eq!(steps(&world, &case).await, STRAIGHT);
+}
