@@ -185,7 +185,7 @@ impl SplitRunner {
                         pause = PAUSE_MIN;
                     }
                     // A stop ends the pause; which of the two it was shows in the loop's condition.
-                    _ = handle.block_on(tokio::time::timeout(pause, stop.cancelled()));
+                    _ = handle.block_on(async { tokio::time::timeout(pause, stop.cancelled()).await });
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
                 Err(error) => return Err(error),
