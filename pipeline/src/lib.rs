@@ -8,6 +8,7 @@ pub mod poll;
 pub mod registry;
 pub mod serve;
 pub mod simulator;
+pub mod sink_runner;
 pub mod spapi;
 pub mod split;
 pub mod telemetry;

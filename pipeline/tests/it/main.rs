@@ -14,4 +14,6 @@ mod simulator;
 #[cfg(test)]
 mod simulator_model;
 #[cfg(test)]
+mod sink;
+#[cfg(test)]
 mod split;
