@@ -41,7 +41,7 @@ use incarnation::Incarnations;
 use reader::ReaderOptions;
 
 /// How long `connect` tries before it gives up (DESIGN section 6: exit 1 within 30 s).
-const CONNECT_WITHIN: Duration = Duration::from_secs(25);
+const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 /// How long one question to a broker may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 

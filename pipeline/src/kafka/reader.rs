@@ -46,6 +46,8 @@ impl ReaderOptions {
 
 /// How long a reader waits for any record before it gives up: brokers answer within a second, a leader change takes some.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long the broker may take to tell a topic's leaders.
+const METADATA_WAIT: Duration = Duration::from_secs(10);
 /// How long one poll waits.
 const POLL_WAIT: Duration = Duration::from_millis(250);
 
@@ -93,6 +95,8 @@ fn read_topic(
     if open.is_empty() {
         return Ok(0);
     }
+    // Without this the client finds the topic's leaders only at its next scan of unknown topics, once a second.
+    consumer.fetch_metadata(Some(topic), METADATA_WAIT).map_err(|error| KafkaError::call(action(), &error))?;
     consumer.assign(&list).map_err(|error| KafkaError::call(action(), &error))?;
     let mut count = 0u64;
     let mut heard = Instant::now();
