@@ -190,7 +190,7 @@ fn config_text(folder: &Path, running: &Running, args: &SimulateArgs) -> String 
          [clock]\noffset = {offset}\n\n\
          [spapi]\nendpoint = {quoted_endpoint}\nlwa_endpoint = {lwa}\nclient_id = {client}\nclient_secret = {{ file = {secret} }}\nrate_scale = {scale}\n\n",
         endpoint = running.endpoint(),
-        offset = quoted(&args.clock_offset.to_string()),
+        offset = quoted(&if args.clock_offset.millis_max() == 0 { "0d".to_owned() } else { args.clock_offset.to_string() }),
         quoted_endpoint = quoted(&running.endpoint()),
         lwa = quoted(&running.lwa_endpoint()),
         client = quoted(running.client_id()),

@@ -36,7 +36,8 @@ fn list(state: &State, call: &Call) -> Result<Value, ApiError> {
     if query.one("granularityType")? != Some("Marketplace") || granularity != Some(market) {
         return Err(ApiError::input("granularityType must be Marketplace and granularityId the marketplace."));
     }
-    let details = match query.one("details")? {
+    // Amazon's own Python client writes `True`.
+    let details = match query.one("details")?.map(str::to_ascii_lowercase).as_deref() {
         None | Some("false") => false,
         Some("true") => true,
         Some(_) => return Err(ApiError::input("details must be true or false.")),

@@ -102,7 +102,7 @@ async fn inventory_conforms_to_the_model() {
     let api = Api::start(|_| ()).await;
     for seller in api.sellers() {
         let market = seller.marketplaces[0];
-        for details in ["true", "false"] {
+        for details in ["true", "false", "True"] {
             let query = [("granularityType", "Marketplace"), ("granularityId", market), ("marketplaceIds", market), ("details", details)];
             let body = api.get(&seller.id, "/fba/inventory/v1/summaries", &query).await.json();
             model.check("GetInventorySummariesResponse", &body);
