@@ -27,7 +27,7 @@ use super::CaseError;
 use super::machine::{self, BrokenHistory, Event, Step};
 use super::scope::Listed;
 use super::steps::subjects_digest;
-use super::store::extent_name;
+use super::store::{self, extent_name};
 use super::verify::{Case, Verified};
 use crate::keydb::{DbError, KeyDb, Write, on};
 use crate::store::Mark;
@@ -376,7 +376,11 @@ impl Lookup {
 }
 
 /// The files of a certified case.
-pub(super) async fn files(db: &KeyDb, case: &CaseId, signer: &NoteSigner) -> Result<Files, CaseError> {
+///
+/// # Errors
+/// [`CaseError::NotFound`], [`CaseError::NotCertified`], [`CaseError::Note`] where another signer signed it.
+pub async fn certificate_files(db: &KeyDb, case: &CaseId, signer: &NoteSigner) -> Result<Files, CaseError> {
+    store::one(db, case).await?;
     let failed = on("read a certificate");
     let row = sqlx::query("SELECT note, proof FROM certificate_leaf WHERE case_id = $1")
         .bind(case.as_str().to_owned())

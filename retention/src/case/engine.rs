@@ -3,21 +3,23 @@
 //! It does what [`machine::decide`](super::machine::decide) says, one event at a time. Two engines may work at once, in two processes:
 //! each event has its number as primary key, so the second finds the step done and goes on from there.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 use sunder_schemas::ids::{CaseId, SellerId};
 use sunder_schemas::note::NoteSigner;
-use sunder_schemas::time::{Clock, Timestamp};
+use sunder_schemas::time::{Clock, Period, Timestamp};
 use tokio::sync::watch;
 
-use super::certify::{About, Files};
+use super::CaseError;
+use super::certify::About;
 use super::keys::Keys;
 use super::machine::{self, Event, LOOK_AGAIN, Progress, State, Step};
 use super::scope::{self, EraseRequest, Listed, Plan, Reason, Scope};
-use super::store::{self, Record, Shown, Which};
-use super::{CaseError, certify};
+use super::store::{self, Record};
 use crate::keydb::{KeyDb, Write, on};
 use crate::store::{EventLog, Extent, Forget, OutboxRecord, Prove};
 
@@ -49,7 +51,25 @@ pub struct Parts {
 /// Works cases. See the module.
 pub struct Engine {
     pub(super) parts: Parts,
+    /// When each case that did not hold may be read again; forgotten at a restart, since it only saves work.
+    pub(super) paces: Mutex<HashMap<CaseId, Pace>>,
 }
+
+/// How often a case that does not hold yet is read again: a scan reads every store, and the cleaner may take hours.
+#[derive(Debug, Clone)]
+pub(super) struct Pace {
+    /// The first time it did not hold, by the system's clock.
+    since: Timestamp,
+    /// Not before this instant.
+    next: Timestamp,
+    /// What was said then.
+    last: Progress,
+}
+
+/// Shortest pause between two scans of one case. Chosen: the cleaner of the test profile needs seconds.
+const SCAN_AGAIN_MIN: Duration = Duration::from_secs(1);
+/// Longest pause between two scans of one case. Chosen: small against the six hours of the production profile.
+const SCAN_AGAIN_MAX: Duration = Duration::from_secs(300);
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -70,8 +90,33 @@ pub(super) enum Did {
 impl Engine {
     /// An engine over `parts`.
     #[must_use]
-    pub const fn new(parts: Parts) -> Self {
-        Self { parts }
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, paces: Mutex::default() }
+    }
+
+    /// What was said of `case` when it was last read, while it is not to be read again yet.
+    pub(super) fn paused(&self, case: &CaseId) -> Option<Progress> {
+        let now = self.parts.system_clock.now();
+        let paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        paces.get(case).filter(|pace| now < pace.next).map(|pace| pace.last.clone())
+    }
+
+    /// Notes that `case` was read and did not hold: the longer that goes on, the longer the pause, a quarter of the time so far.
+    pub(super) fn pause(&self, case: &CaseId, say: impl FnOnce(Duration) -> Progress) -> Progress {
+        let now = self.parts.system_clock.now();
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = paces.get(case).map_or(now, |pace| pace.since);
+        let waited = Duration::from_millis(now.0.saturating_sub(since.0).unsigned_abs());
+        let pause = (waited / 4).clamp(SCAN_AGAIN_MIN, SCAN_AGAIN_MAX);
+        let next = now.plus(Period::Millis(i64::try_from(pause.as_millis()).unwrap_or(i64::MAX)));
+        let last = say(pause);
+        paces.insert(case.clone(), Pace { since, next, last: last.clone() });
+        last
+    }
+
+    /// Forgets the pause of `case`: it held, or was mended by a further round.
+    pub(super) fn unpause(&self, case: &CaseId) {
+        self.paces.lock().unwrap_or_else(PoisonError::into_inner).remove(case);
     }
 
     /// Opens a case for `request`; the same request while its case is open gives that case.
@@ -229,7 +274,12 @@ impl Engine {
     pub async fn advance_all(&self) -> Result<Vec<(CaseId, Progress)>, CaseError> {
         let mut done = Vec::new();
         for case in store::open_cases(&self.parts.db).await? {
-            let progress = self.advance(&case).await?;
+            let progress = match self.advance(&case).await {
+                Ok(progress) => progress,
+                // A database that fails concerns every case; what is wrong with one case must not stop the others.
+                Err(error @ CaseError::Db(_)) => return Err(error),
+                Err(error) => Progress::Blocked { why: error.to_string() },
+            };
             done.push((case, progress));
         }
         Ok(done)
@@ -264,34 +314,8 @@ impl Engine {
         }
     }
 
-    /// All cases, oldest first.
-    ///
-    /// # Errors
-    /// [`CaseError::Db`].
-    pub async fn list(&self) -> Result<Vec<Shown>, CaseError> {
-        Ok(store::records(&self.parts.db, Which::All).await?.iter().map(|record| record.shown(&[])).collect())
-    }
-
-    /// One case with its events.
-    ///
-    /// # Errors
-    /// [`CaseError::NotFound`].
-    pub async fn show(&self, case: &CaseId) -> Result<Shown, CaseError> {
-        let record = self.record(case).await?;
-        Ok(record.shown(&store::events(&self.parts.db, case).await?))
-    }
-
-    /// The files of a certified case.
-    ///
-    /// # Errors
-    /// [`CaseError::NotFound`], [`CaseError::NotCertified`].
-    pub async fn certificate(&self, case: &CaseId) -> Result<Files, CaseError> {
-        self.record(case).await?;
-        certify::files(&self.parts.db, case, &self.parts.signer).await
-    }
-
     pub(super) async fn record(&self, case: &CaseId) -> Result<Record, CaseError> {
-        store::records(&self.parts.db, Which::One(case)).await?.pop().ok_or(CaseError::NotFound)
+        store::one(&self.parts.db, case).await
     }
 
     pub(super) fn event(&self, before: &[Event], step: Step, evidence: Value) -> Event {
@@ -318,7 +342,7 @@ impl Engine {
 }
 
 /// How long a blocked case waits before it is tried again. Chosen: a person has to act; a scan may have been costly.
-const BLOCKED_AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
+const BLOCKED_AGAIN: Duration = Duration::from_secs(5);
 
 /// What makes two requests the same.
 pub(super) fn request_digest(record: &Record, subjects: &[Listed], unique: Option<&str>) -> String {

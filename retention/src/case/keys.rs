@@ -101,10 +101,12 @@ pub trait Keys: Send + Sync {
     fn backups(&self) -> Period;
 }
 
+/// Who does what a case does, in the audit log; who asked for it stands in the case.
+const ACTOR: &str = "retain";
+
 /// The keys of the key ring.
 pub struct RingKeys {
     ring: Arc<Keyring>,
-    operator: String,
 }
 
 impl std::fmt::Debug for RingKeys {
@@ -114,10 +116,10 @@ impl std::fmt::Debug for RingKeys {
 }
 
 impl RingKeys {
-    /// Over `ring`; `operator` stands in the audit log.
+    /// Over `ring`.
     #[must_use]
-    pub const fn new(ring: Arc<Keyring>, operator: String) -> Self {
-        Self { ring, operator }
+    pub const fn new(ring: Arc<Keyring>) -> Self {
+        Self { ring }
     }
 }
 
@@ -161,7 +163,7 @@ impl Keys for RingKeys {
     ) -> Result<i64, CaseError> {
         let subjects: Vec<Condemned> =
             subjects.iter().map(|subject| Condemned { fingerprint: subject.fingerprint, token: Some(subject.token) }).collect();
-        let destruction = Destruction { case, seller, subjects: &subjects, at, actor: &self.operator };
+        let destruction = Destruction { case, seller, subjects: &subjects, at, actor: ACTOR };
         Ok(ledger::destroy(tx, &destruction).await?.epoch)
     }
 
@@ -177,13 +179,8 @@ impl Keys for RingKeys {
         if let Some(map) = detail.as_object_mut() {
             map.insert("step".to_owned(), serde_json::Value::String(step.to_owned()));
         }
-        let event = AuditEvent {
-            actor: self.operator.clone(),
-            action: "case.moved",
-            object: case.to_string(),
-            outcome: AuditOutcome::Success,
-            detail,
-        };
+        let event =
+            AuditEvent { actor: ACTOR.to_owned(), action: "case.moved", object: case.to_string(), outcome: AuditOutcome::Success, detail };
         audit::append(tx, at, &event).await?;
         Ok(())
     }

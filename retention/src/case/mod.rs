@@ -15,12 +15,12 @@ mod store;
 mod sweep;
 pub mod verify;
 
-pub use certify::{About, Files};
+pub use certify::{About, Files, certificate_files, signer_from_file};
 pub use engine::{Engine, Parts};
 pub use keys::{Keys, RingKeys};
 pub use machine::{Progress, State};
 pub use scope::{EraseRequest, Listed, Plan, Reason, Scope};
-pub use store::{Record, Shown};
+pub use store::{Record, Shown, ShownEvent, list, show};
 pub use verify::{Case, Verified, VerifyReport};
 
 use sunder_schemas::certificate::CertificateError;

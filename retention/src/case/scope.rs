@@ -2,14 +2,16 @@
 //!
 //! A clear order id never gets further than [`Keys::identify`](super::keys::Keys::identify): what is stored is its fingerprint and token.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
 use sqlx::any::AnyRow;
+use sqlx::{AssertSqlSafe, Row};
 use sunder_schemas::ids::{EntityToken, Fingerprint, KeyId, OrderId, SellerId};
 use sunder_schemas::time::Timestamp;
 
 use super::CaseError;
-use crate::keydb::{DbError, KeyDb, on};
+use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, blob, on, push_tuples};
 use crate::store::{Extent, Subject};
 
 /// Why a case was opened.
@@ -164,58 +166,53 @@ pub(super) async fn due_of(db: &KeyDb, seller: &SellerId, until: Timestamp) -> R
     Ok(rows.iter().map(listed).collect::<Result<_, _>>()?)
 }
 
-/// The same subjects with the keys they have by now: a key may have been minted since the request.
-pub(super) async fn with_keys(db: &KeyDb, subjects: Vec<Listed>) -> Result<Vec<Listed>, CaseError> {
-    let mut resolved = Vec::with_capacity(subjects.len());
-    for mut subject in subjects {
-        let row = sqlx::query("SELECT fingerprint, token, key_id FROM subject WHERE fingerprint = $1")
-            .bind(subject.fingerprint.0.to_vec())
-            .fetch_optional(db.pool())
-            .await
-            .map_err(on("read a subject"))?;
-        if let Some(row) = row {
-            let key: Option<Vec<u8>> = row.try_get(2).map_err(on("read a subject"))?;
-            if let Some(key) = key {
-                let key = key_id(&key)?;
-                if !subject.keys.contains(&key) {
-                    subject.keys.push(key);
-                }
-            }
+/// The rows of `subjects` that exist, by fingerprint: id of the key they ever had, and whether it lives.
+async fn rows_of(db: &KeyDb, subjects: &[Listed]) -> Result<HashMap<Fingerprint, (Option<KeyId>, bool)>, CaseError> {
+    let failed = on("read subjects");
+    let mut known = HashMap::with_capacity(subjects.len());
+    for chunk in subjects.chunks(ROWS_PER_STATEMENT) {
+        let mut sql = "SELECT fingerprint, key_id, state FROM subject WHERE fingerprint IN ".to_owned();
+        push_tuples(&mut sql, 1, chunk.len(), 1);
+        // Only placeholders were added to the fixed text.
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
+        for subject in chunk {
+            query = query.bind(subject.fingerprint.0.to_vec());
         }
-        resolved.push(subject);
+        for row in query.fetch_all(db.pool()).await.map_err(&failed)? {
+            let fingerprint = blob(&row, "fingerprint")?.map(Fingerprint).ok_or_else(|| DbError::fixed("read subjects", "bad_column"))?;
+            let state: String = row.try_get("state").map_err(&failed)?;
+            known.insert(fingerprint, (blob(&row, "key_id")?.map(KeyId), state == "live"));
+        }
     }
-    resolved.sort();
-    resolved.dedup();
-    Ok(resolved)
+    Ok(known)
+}
+
+/// The same subjects with the keys they have by now: a key may have been minted since the request.
+pub(super) async fn with_keys(db: &KeyDb, mut subjects: Vec<Listed>) -> Result<Vec<Listed>, CaseError> {
+    let known = rows_of(db, &subjects).await?;
+    for subject in &mut subjects {
+        if let Some((Some(key), _)) = known.get(&subject.fingerprint)
+            && !subject.keys.contains(key)
+        {
+            subject.keys.push(*key);
+        }
+    }
+    subjects.sort();
+    subjects.dedup();
+    Ok(subjects)
 }
 
 /// How many of `subjects` have a key that lives.
 pub(super) async fn live_keys(db: &KeyDb, subjects: &[Listed]) -> Result<u64, CaseError> {
-    let mut live = 0u64;
-    for subject in subjects {
-        let row = sqlx::query("SELECT COUNT(*) FROM subject WHERE fingerprint = $1 AND state = 'live'")
-            .bind(subject.fingerprint.0.to_vec())
-            .fetch_one(db.pool())
-            .await
-            .map_err(on("count live keys"))?;
-        live += u64::from(row.try_get::<i64, _>(0).map_err(on("count live keys"))? > 0);
-    }
-    Ok(live)
+    let live = rows_of(db, subjects).await?.values().filter(|(_, is_live)| *is_live).count();
+    Ok(u64::try_from(live).unwrap_or(u64::MAX))
 }
 
 fn listed(row: &AnyRow) -> Result<Listed, DbError> {
-    let failed = on("read a subject");
-    let fingerprint: Vec<u8> = row.try_get(0).map_err(&failed)?;
-    let token: Vec<u8> = row.try_get(1).map_err(&failed)?;
-    let key: Option<Vec<u8>> = row.try_get(2).map_err(&failed)?;
-    let bad = |_| DbError::fixed("read a subject", "bad_length");
+    let bad = || DbError::fixed("read a subject", "bad_column");
     Ok(Listed {
-        fingerprint: Fingerprint(fingerprint.try_into().map_err(bad)?),
-        token: EntityToken(token.try_into().map_err(bad)?),
-        keys: key.map(|key| key_id(&key)).transpose()?.into_iter().collect(),
+        fingerprint: blob(row, "fingerprint")?.map(Fingerprint).ok_or_else(bad)?,
+        token: blob(row, "token")?.map(EntityToken).ok_or_else(bad)?,
+        keys: blob(row, "key_id")?.map(KeyId).into_iter().collect(),
     })
-}
-
-fn key_id(bytes: &[u8]) -> Result<KeyId, DbError> {
-    Ok(KeyId(bytes.try_into().map_err(|_| DbError::fixed("read a key id", "bad_length"))?))
 }

@@ -21,8 +21,6 @@ use crate::store::{Mark, Needles, Subject};
 /// How often what is found above its tombstone is tombstoned again before a person must look. Chosen: each round is a full scan; a
 /// record in flight can be late once, not many times.
 const ROUNDS_MAX: u64 = 5;
-/// How long to wait for the log's cleaner before everything is read again. Chosen: a scan of a large log takes longer than that.
-const CLEANER_AGAIN: Duration = Duration::from_secs(1);
 
 /// Whether controls that must be gone count. A case awaits the log's cleaner; a later verification plants controls of its own, which the
 /// cleaner may take hours to pass, and what it proves does not rest on them.
@@ -162,23 +160,36 @@ impl Engine {
     }
 
     async fn verify_step(&self, record: &Record, events: &[Event], barrier: &[Mark], tombstones: &[Mark]) -> Result<Did, CaseError> {
-        let (verdict, _) = self.look(record, barrier, tombstones, Cleaner::Awaited).await?;
-        Ok(match verdict {
-            Verdict::Holds(evidence) => {
+        if let Some(last) = self.paused(&record.id) {
+            return Ok(Did::Not(last));
+        }
+        let drift = self.parts.log.drift().await?;
+        if !drift.is_empty() {
+            return Ok(Did::Not(Progress::Blocked { why: verify::drifted(&drift) }));
+        }
+        let blocked = |why: String| Ok(Did::Not(self.pause(&record.id, |_| Progress::Blocked { why })));
+        match self.look(record, barrier, tombstones, Cleaner::Awaited).await {
+            Ok((Verdict::Holds(evidence), _)) => {
+                self.unpause(&record.id);
                 let value = serde_json::to_value(&*evidence).map_err(|_| CaseError::Request("the evidence has no JSON form"))?;
-                Did::Event(Step::Verified, value)
+                Ok(Did::Event(Step::Verified, value))
             }
-            Verdict::Late { count, places } if machine::rounds(events) < ROUNDS_MAX => {
-                Did::Event(Step::FoundAgain, json!({ "count": count, "places": places }))
+            Ok((Verdict::Late { count, places }, _)) if machine::rounds(events) < ROUNDS_MAX => {
+                self.unpause(&record.id);
+                Ok(Did::Event(Step::FoundAgain, json!({ "count": count, "places": places })))
             }
-            Verdict::Late { count, places } => Did::Not(Progress::Blocked {
-                why: format!("{count} blocks of erased subjects are still found after {ROUNDS_MAX} rounds, first in {}", places.join(", ")),
-            }),
-            Verdict::Cleaning { count } => {
-                Did::Not(Progress::Waiting { why: format!("{count} tombstoned blocks wait for the log's cleaner"), again: CLEANER_AGAIN })
-            }
-            Verdict::Blocked(why) => Did::Not(Progress::Blocked { why }),
-        })
+            Ok((Verdict::Late { count, places }, _)) => blocked(format!(
+                "{count} blocks of erased subjects are still found after {ROUNDS_MAX} rounds, first in {}",
+                places.join(", ")
+            )),
+            Ok((Verdict::Cleaning { count }, _)) => Ok(Did::Not(self.pause(&record.id, |again| {
+                let why = format!("{count} tombstoned blocks wait for the log's cleaner");
+                Progress::Waiting { why, again }
+            }))),
+            Ok((Verdict::Blocked(why), _)) => blocked(why),
+            Err(CaseError::Store(error)) => blocked(error.to_string()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads everything again and judges it.

@@ -310,6 +310,28 @@ pub(super) async fn records(db: &KeyDb, which: Which<'_>) -> Result<Vec<Record>,
     rows.iter().map(record).collect()
 }
 
+/// The summary of one case.
+pub(super) async fn one(db: &KeyDb, case: &CaseId) -> Result<Record, CaseError> {
+    records(db, Which::One(case)).await?.pop().ok_or(CaseError::NotFound)
+}
+
+/// All cases, oldest first.
+///
+/// # Errors
+/// [`CaseError::Db`].
+pub async fn list(db: &KeyDb) -> Result<Vec<Shown>, CaseError> {
+    Ok(records(db, Which::All).await?.iter().map(|record| record.shown(&[])).collect())
+}
+
+/// One case with its events.
+///
+/// # Errors
+/// [`CaseError::NotFound`].
+pub async fn show(db: &KeyDb, case: &CaseId) -> Result<Shown, CaseError> {
+    let record = one(db, case).await?;
+    Ok(record.shown(&events(db, case).await?))
+}
+
 /// Ids of the cases that are not certified, oldest first.
 pub(super) async fn open_cases(db: &KeyDb) -> Result<Vec<CaseId>, CaseError> {
     let rows = sqlx::query("SELECT case_id FROM erasure_case WHERE state <> 'certified' ORDER BY opened_at, case_id")

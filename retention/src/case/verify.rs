@@ -148,10 +148,15 @@ impl<S> Case<S> {
     }
 }
 
+/// What is said of drift.
+pub(super) fn drifted(drift: &[String]) -> String {
+    format!("topic settings drifted: {}", drift.join("; "))
+}
+
 /// Judges what was seen, in the order of what must be mended first.
 pub(super) fn judge(seen: &Seen, with_keys: u64, barrier: &[Mark], tombstones: &[Mark], key_backups: Option<Remains>) -> Verdict {
     if !seen.drift.is_empty() {
-        return Verdict::Blocked(format!("topic settings drifted: {}", seen.drift.join("; ")));
+        return Verdict::Blocked(drifted(&seen.drift));
     }
     if seen.reports.is_empty() {
         return Verdict::Blocked("no store was read".to_owned());

@@ -2,12 +2,12 @@
 
 mod world;
 
-use sunder_retention::case::{EraseRequest, Progress, Reason, Scope, State};
+use sunder_retention::case::{self, EraseRequest, Progress, Reason, Scope, State};
 use sunder_schemas::certificate::check;
 use sunder_schemas::ids::CaseId;
 use sunder_schemas::time::{Clock as _, Period};
 
-use world::{Manner, World, order, seller};
+use world::{Manner, World, order, seller, signer};
 
 const STRAIGHT: [&str; 13] = [
     "requested",
@@ -37,11 +37,11 @@ fn request(orders: &[usize]) -> EraseRequest {
 }
 
 async fn steps(world: &World, case: &CaseId) -> Vec<&'static str> {
-    world.engine().show(case).await.unwrap().events.iter().map(|event| event.step).collect()
+    world.show(case).await.events.iter().map(|event| event.step).collect()
 }
 
 async fn is_certified(world: &World, case: &CaseId) -> bool {
-    world.engine().show(case).await.unwrap().certified_at.is_some()
+    world.show(case).await.certified_at.is_some()
 }
 
 #[tokio::test]
@@ -59,16 +59,16 @@ async fn goes_from_key_to_certificate(world: &World) {
     let engine = world.engine();
     let plan = engine.dry_run(&request(&[2, 99])).await.unwrap();
     assert_eq!((plan.subjects, plan.with_live_keys, plan.without_keys), (2, 1, 1));
-    assert!(engine.list().await.unwrap().is_empty(), "a dry run writes nothing");
+    assert!(case::list(world.ring.db()).await.unwrap().is_empty(), "a dry run writes nothing");
 
     let case = engine.request(&request(&[2])).await.unwrap();
     assert_eq!(engine.request(&request(&[2])).await.unwrap(), case, "the same open request is the same case");
     assert_eq!(world.work(&case).await, Progress::Done);
     assert_eq!(steps(world, &case).await, STRAIGHT);
 
-    let shown = engine.show(&case).await.unwrap();
+    let shown = world.show(&case).await;
     assert_eq!((shown.state, shown.subjects, shown.blocked_by), (State::Certified, 1, None));
-    let files = engine.certificate(&case).await.unwrap();
+    let files = world.certificate(&case).await;
     let checked = check(&files.note, &files.verifier_key, Some(&files.proof), Some(&files.statement)).unwrap();
     assert_eq!((checked.statement.case.clone(), checked.leaf), (case.clone(), Some(0)));
     assert_eq!((checked.statement.recover.tried, checked.statement.recover.opened), (1, 0));
@@ -86,7 +86,7 @@ async fn goes_from_key_to_certificate(world: &World) {
     let again = engine.request(&request(&[2])).await.unwrap();
     assert_ne!(again, case, "after the certificate the same request is a new case");
     assert_eq!(world.work(&again).await, Progress::Done);
-    let files = engine.certificate(&again).await.unwrap();
+    let files = world.certificate(&again).await;
     assert_eq!(check(&files.note, &files.verifier_key, Some(&files.proof), Some(&files.statement)).unwrap().leaf, Some(1));
 }
 
@@ -95,7 +95,7 @@ async fn an_unknown_order_is_certified_as_never_held_and_stays_out() {
     let world = World::new().await;
     let case = world.engine().request(&request(&[77])).await.unwrap();
     assert_eq!(world.work(&case).await, Progress::Done);
-    let files = world.engine().certificate(&case).await.unwrap();
+    let files = world.certificate(&case).await;
     let statement = check(&files.note, &files.verifier_key, None, None).unwrap().statement;
     assert_eq!((statement.subjects.count, statement.subjects.with_keys, statement.recover.tried), (1, 0, 0));
     let known = world.ring.subject(&seller(), world.ring.seller(&seller()).await.unwrap().order_token(&order(77))).await.unwrap();
@@ -122,7 +122,7 @@ async fn sweeps_once(world: &World) {
     let [case] = cases.as_slice() else { panic!("one case for the seller: {cases:?}") };
     assert_eq!(engine.sweep(now).await.unwrap(), Vec::new(), "its subjects are in the open case");
     assert_eq!(world.work(case).await, Progress::Done);
-    assert_eq!(engine.show(case).await.unwrap().subjects, 25);
+    assert_eq!(world.show(case).await.subjects, 25);
     assert_eq!(engine.due(now).await.unwrap(), 0);
     assert!(engine.sweep(now).await.unwrap().is_empty());
 }
@@ -142,7 +142,7 @@ async fn a_crash_at_any_call_leads_to_the_same_end() {
             world.fuse.arm(n, after);
             assert_eq!(world.work(&case).await, Progress::Done, "call {n}, after {after}");
             assert_eq!(steps(&world, &case).await, STRAIGHT, "call {n}, after {after}");
-            let files = world.engine().certificate(&case).await.unwrap();
+            let files = world.certificate(&case).await;
             let statement = check(&files.note, &files.verifier_key, Some(&files.proof), None).unwrap().statement;
             assert_eq!((statement.recover.tried, statement.subjects.keys), (1, 1), "call {n}, after {after}");
             if !world.fuse.blew() {
@@ -164,7 +164,7 @@ async fn a_late_record_is_tombstoned_again_and_the_round_is_on_the_certificate()
     assert_eq!(world.work(&case).await, Progress::Done);
     let steps = steps(&world, &case).await;
     assert_eq!(steps[11..], ["found_again", "tombstoned_again", "barrier_again", "sinks_clean_again", "verified", "certified"]);
-    let files = world.engine().certificate(&case).await.unwrap();
+    let files = world.certificate(&case).await;
     assert_eq!(check(&files.note, &files.verifier_key, None, None).unwrap().statement.log.repeated, 1);
 }
 
@@ -177,7 +177,7 @@ async fn what_comes_back_for_ever_is_never_certified() {
     let case = world.engine().request(&request(&[1])).await.unwrap();
     let Progress::Blocked { why } = world.work(&case).await else { panic!("it is blocked") };
     assert!(why.contains("after 5 rounds"), "{why}");
-    let shown = world.engine().show(&case).await.unwrap();
+    let shown = world.show(&case).await;
     assert_eq!((shown.state, shown.blocked_by.as_deref()), (State::SinksClean, Some(why.as_str())));
 }
 
@@ -191,7 +191,7 @@ async fn a_store_that_still_has_a_block_is_never_certified() {
     let Progress::Blocked { why } = world.work(&case).await else { panic!("it is blocked") };
     assert!(why.contains("exports.rows"), "{why}");
     assert!(!is_certified(&world, &case).await);
-    assert!(world.engine().certificate(&case).await.is_err());
+    assert!(case::certificate_files(world.ring.db(), &case, &signer()).await.is_err());
     let report = world.engine().verify(&case).await.unwrap();
     assert!(!report.holds && report.scan.found == 1, "{report:?}");
 }
@@ -218,7 +218,7 @@ async fn what_cannot_be_read_drifted_or_lost_its_control_blocks_until_it_is_mend
         let case = world.engine().request(&request(&[1])).await.unwrap();
         let Progress::Blocked { why } = world.work(&case).await else { panic!("blocked: {says}") };
         assert!(why.contains(says), "{why}");
-        assert_eq!(world.engine().show(&case).await.unwrap().blocked_by.as_deref(), Some(why.as_str()));
+        assert_eq!(world.show(&case).await.blocked_by.as_deref(), Some(why.as_str()));
         mend(&world);
         assert_eq!(world.work(&case).await, Progress::Done, "{says}");
         assert_eq!(steps(&world, &case).await, STRAIGHT);
@@ -264,7 +264,7 @@ async fn the_embedded_log_claims_nothing_physical() {
     world.flow();
     let case = world.engine().request(&request(&[1])).await.unwrap();
     assert_eq!(world.work(&case).await, Progress::Done);
-    let files = world.engine().certificate(&case).await.unwrap();
+    let files = world.certificate(&case).await;
     let statement = check(&files.note, &files.verifier_key, None, None).unwrap().statement;
     assert!(!statement.sanitisation.physical);
     assert!(statement.not_claimed.iter().any(|claim| claim.contains("embedded broker")));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::json;
 use sunder_retention::admit::{Admission, Candidate};
-use sunder_retention::case::{About, CaseError, Engine, Keys, Listed, Parts, Progress, RingKeys};
+use sunder_retention::case::{self, About, CaseError, Engine, Files, Keys, Listed, Parts, Progress, RingKeys, Shown};
 use sunder_retention::deadline::{self, Observed};
 use sunder_retention::keydb::Write;
 use sunder_retention::keyfiles::KeyFiles;
@@ -481,6 +481,10 @@ pub(crate) fn seller() -> SellerId {
     SellerId::parse("A1SELLER").unwrap()
 }
 
+pub(crate) fn signer() -> NoteSigner {
+    NoteSigner::from_seed("example.com/sunder", &[9; 32]).unwrap()
+}
+
 pub(crate) fn order(n: usize) -> OrderId {
     OrderId::parse(&format!("111-{n:07}-0000000")).unwrap()
 }
@@ -529,13 +533,13 @@ impl World {
     pub(crate) fn engine(&self) -> Engine {
         Engine::new(Parts {
             db: self.ring.db().clone(),
-            keys: Arc::new(FusedKeys { inner: RingKeys::new(self.ring.clone(), "retain".into()), fuse: self.fuse.clone() }),
+            keys: Arc::new(FusedKeys { inner: RingKeys::new(self.ring.clone()), fuse: self.fuse.clone() }),
             log: self.log.clone(),
             forget: vec![self.vault.clone(), self.exports.clone()],
             prove: vec![self.log.clone(), self.vault.clone(), self.exports.clone(), Arc::new(KeyFiles::new(self.ring.clone()))],
             clock: self.clock.clone(),
             system_clock: self.system.clone(),
-            signer: Arc::new(NoteSigner::from_seed("example.com/sunder", &[9; 32]).unwrap()),
+            signer: Arc::new(signer()),
             about: About {
                 tool: "sunder 0.1.0".into(),
                 operator: "retain".into(),
@@ -546,6 +550,14 @@ impl World {
                 expiry_due: Period::days(2),
             },
         })
+    }
+
+    pub(crate) async fn show(&self, case: &CaseId) -> Shown {
+        case::show(self.ring.db(), case).await.unwrap()
+    }
+
+    pub(crate) async fn certificate(&self, case: &CaseId) -> Files {
+        case::certificate_files(self.ring.db(), case, &signer()).await.unwrap()
     }
 
     /// Admits an order and sends its sealed name through raw; returns its key and the record it becomes in `pii`.
