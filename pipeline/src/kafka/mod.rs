@@ -18,6 +18,7 @@ pub mod producer;
 pub mod prove;
 pub mod reader;
 pub mod record;
+pub mod roll;
 pub mod settings;
 
 use std::sync::Arc;

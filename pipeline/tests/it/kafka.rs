@@ -16,7 +16,9 @@ pub(crate) async fn brokers(name: &str) -> Vec<Kafka> {
     let prefix = format!("t{}.{name}", uuid::Uuid::new_v4().simple());
     let mut all = vec![Kafka::connect(KafkaSettings::embedded(&prefix, PARTITIONS)).await.unwrap()];
     if let Ok(address) = std::env::var("SUNDER_TEST_KAFKA") {
-        all.push(Kafka::connect(KafkaSettings::plaintext(&address, &prefix, PARTITIONS, 1)).await.unwrap());
+        // One replica on each broker, so that the search of their folders covers every replica.
+        let replication = std::env::var("SUNDER_TEST_KAFKA_BROKERS").ok().and_then(|count| count.parse().ok()).unwrap_or(1);
+        all.push(Kafka::connect(KafkaSettings::plaintext(&address, &prefix, PARTITIONS, replication)).await.unwrap());
     }
     all
 }

@@ -104,6 +104,28 @@ async fn a_scan_finds_what_is_left_its_controls_and_then_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_forced_roll_empties_a_topic_of_production_periods_in_seconds() {
+    for kafka in brokers("roll").await {
+        let mut settings = kafka.settings().clone();
+        settings.broker = sunder::kafka::Broker::Address(kafka.address().to_owned());
+        settings.profile = Profile::Production;
+        let kafka = Kafka::connect(settings).await.unwrap();
+        kafka.apply_topics().await.unwrap();
+        let (log, topic, erased) = (KafkaLog::new(kafka.clone()), Topic::Pii(Family::Orders), random_key());
+        let subject = subject(erased);
+        let name = key::pii_key(&subject.seller, subject.token, FieldGroup::BuyerName);
+        put(&kafka, topic, &subject, &name, &block(erased, b"in the way")).await;
+        log.tombstone("case-4", &[subject], Extent::Personal).await.unwrap();
+        kafka.begin_roll(topic).await.unwrap();
+        assert!(!log.drift().await.unwrap().is_empty(), "a topic that is being rolled is not as declared");
+        let needles = Needles { keys: vec![erased], ..Needles::default() };
+        scan_until(&log, &needles, |report| report.found.is_empty()).await;
+        kafka.end_roll(topic).await.unwrap();
+        assert_eq!(log.drift().await.unwrap(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn business_data_goes_with_its_children_and_history_and_leaves_others_alone() {
     for kafka in brokers("business").await {
         kafka.apply_topics().await.unwrap();
