@@ -111,9 +111,17 @@ pub(super) enum Verdict {
 
 /// A case in state `S`.
 ///
+/// A verified case can be read by anyone and made by nobody: its fields are private and it has no constructor outside this crate.
+///
+/// ```
+/// use sunder_retention::case::{Case, Verified};
+/// let read = |case: &Case<Verified>| case.evidence().recover.tried;
+/// # drop(read);
+/// ```
 /// ```compile_fail
-/// // A verified case cannot be made by hand: its fields are private and it has no constructor outside this crate.
-/// let case = sunder_retention::case::Case::<sunder_retention::case::Verified> { record: todo!(), state: todo!() };
+/// use sunder_retention::case::{Case, Verified};
+/// let forge = |case: Case<Verified>| Case { ..case };
+/// # drop(forge);
 /// ```
 #[derive(Debug, Clone)]
 pub struct Case<S> {

@@ -127,6 +127,26 @@ async fn sweeps_once(world: &World) {
     assert!(engine.sweep(now).await.unwrap().is_empty());
 }
 
+#[tokio::test]
+async fn a_case_of_many_makes_as_many_calls_as_a_case_of_one() {
+    let mut calls = Vec::new();
+    for subjects in [1u64, 1_300] {
+        let world = World::new().await;
+        world.orders(0..usize::try_from(subjects).unwrap()).await;
+        world.flow();
+        world.clock.advance(Period::days(70));
+        let cases = world.engine().sweep(world.clock.now()).await.unwrap();
+        let [case] = cases.as_slice() else { panic!("one case: {cases:?}") };
+        assert_eq!(world.work(case).await, Progress::Done);
+        let files = world.certificate(case).await;
+        let statement = check(&files.note, &files.verifier_key, Some(&files.proof), None).unwrap().statement;
+        assert_eq!((statement.subjects.count, statement.subjects.keys, statement.recover.tried), (subjects, subjects, subjects));
+        calls.push(world.fuse.calls.load(std::sync::atomic::Ordering::SeqCst));
+    }
+    let [one, many] = calls.as_slice() else { panic!("two cases") };
+    assert!(many <= &(one + 10), "one scan for all: {one} calls for one subject, {many} for many");
+}
+
 /// Fails every call a case makes, one run each, before and after the call took effect: each run ends as the straight way does, with no
 /// step left out and none done twice.
 #[tokio::test]
@@ -194,6 +214,21 @@ async fn a_store_that_still_has_a_block_is_never_certified() {
     assert!(case::certificate_files(world.ring.db(), &case, &signer()).await.is_err());
     let report = world.engine().verify(&case).await.unwrap();
     assert!(!report.holds && report.scan.found == 1, "{report:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_comes_back_is_noticed_by_the_recover_test() {
+    let world = World::new().await;
+    world.order(1).await;
+    world.flow();
+    let case = world.engine().request(&request(&[1])).await.unwrap();
+    assert_eq!(world.work(&case).await, Progress::Done);
+    assert!(world.engine().verify(&case).await.unwrap().holds);
+    // As a restored backup would have it: the row holds a wrapped key again.
+    sqlx::query("UPDATE subject SET wrapped = witness").execute(world.ring.db().pool()).await.unwrap();
+    let report = world.engine().verify(&case).await.unwrap();
+    assert!(!report.holds && (report.recover.opened, report.recover.tried) == (1, 1), "{report:?}");
+    assert!(report.reason.is_some_and(|reason| reason.contains("1 of 1 witnesses and blocks could still be opened")));
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! A small world for cases: a key database, a log with a splitter and a cleaner, and two stores that really hold blocks. Everything
 //! that a case calls can be made to fail once, before or after it took effect, and each store can misbehave.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -333,7 +333,8 @@ impl Forget for FakeStore {
             let mut rows = self.rows.lock().unwrap();
             let before = rows.len();
             if self.manner() != Manner::Lies {
-                rows.retain(|key, _| !subjects.iter().any(|subject| key.starts_with(&format!("{}|{}|", subject.seller, subject.token))));
+                let gone: BTreeSet<String> = subjects.iter().map(|subject| format!("{}|{}", subject.seller, subject.token)).collect();
+                rows.retain(|key, _| !key.rsplit_once('|').is_some_and(|(subject, _)| gone.contains(subject)));
             }
             u64::try_from(before - rows.len()).unwrap()
         })
@@ -562,9 +563,12 @@ impl World {
 
     /// Admits an order and sends its sealed name through raw; returns its key and the record it becomes in `pii`.
     pub(crate) async fn order(&self, n: usize) -> (KeyId, (String, Vec<u8>)) {
+        self.orders(n..n + 1).await.pop().unwrap()
+    }
+
+    /// The same for many, in one batch.
+    pub(crate) async fn orders(&self, range: std::ops::Range<usize>) -> Vec<(KeyId, (String, Vec<u8>))> {
         let keys = self.ring.seller(&seller()).await.unwrap();
-        let token = keys.order_token(&order(n));
-        let version = i64::try_from(n).unwrap();
         let observed = Observed {
             created: self.clock.now().minus(Period::days(1)),
             last_updated: self.clock.now(),
@@ -577,21 +581,30 @@ impl World {
             packages_delivered: 0,
             delivered_at: None,
         };
-        let candidate = Candidate {
-            fingerprint: keys.fingerprint(&order(n)),
-            token,
-            observed,
-            source_version: version,
-            event_id: keys.event_id("orders", token, version, "00"),
-            wants_key: true,
-        };
-        let admission = self.ring.admit(&seller(), &[candidate]).await.unwrap().pop().unwrap();
-        let Admission::Seal { key, .. } = admission else { panic!("the order is admitted: {admission:?}") };
-        let context = Context { seller: &seller(), entity: token, group: FieldGroup::BuyerName, classification: "orders_2026-01-01#1" };
-        let block = key.seal(&context, b"{\"name\":\"Canary Buyer\"}").into_bytes();
-        let record = (key_of(&seller(), token, FieldGroup::BuyerName), block);
-        self.log.state.lock().unwrap().raw.push(record.clone());
-        (key.id(), record)
+        let candidates: Vec<Candidate> = range
+            .map(|n| {
+                let (token, version) = (keys.order_token(&order(n)), i64::try_from(n).unwrap());
+                Candidate {
+                    fingerprint: keys.fingerprint(&order(n)),
+                    token,
+                    observed,
+                    source_version: version,
+                    event_id: keys.event_id("orders", token, version, "00"),
+                    wants_key: true,
+                }
+            })
+            .collect();
+        let admissions = self.ring.admit(&seller(), &candidates).await.unwrap();
+        let sealed = candidates.iter().zip(admissions).map(|(candidate, admission)| {
+            let Admission::Seal { key, .. } = admission else { panic!("the order is admitted: {admission:?}") };
+            let entity = candidate.token;
+            let context = Context { seller: &seller(), entity, group: FieldGroup::BuyerName, classification: "orders_2026-01-01#1" };
+            let block = key.seal(&context, b"{\"name\":\"Canary Buyer\"}").into_bytes();
+            (key.id(), (key_of(&seller(), entity, FieldGroup::BuyerName), block))
+        });
+        let sealed: Vec<_> = sealed.collect();
+        self.log.state.lock().unwrap().raw.extend(sealed.iter().map(|(_, record)| record.clone()));
+        sealed
     }
 
     /// Lets splitter and stores do their work.
