@@ -232,12 +232,15 @@ impl Store {
         let rows = self.backend.read_rows(&finder).await?;
         let is_clean = rows.found.is_empty();
         report.take(rows, &needles.controls);
-        let mut rewritten = false;
+        let (mut rewritten, mut has_files) = (false, true);
         match self.backend.read_files(&finder).await? {
-            None => report.residual.push(Residual {
-                what: format!("{}: the server's files cannot be read by this user; free space until vacuum has reused it", self.name),
-                until: None,
-            }),
+            None => {
+                has_files = false;
+                report.residual.push(Residual {
+                    what: format!("{}: the server's files cannot be read by this user; free space until it is used again", self.name),
+                    until: None,
+                });
+            }
             Some(mut files) => {
                 if is_clean && !files.found.is_empty() {
                     if self.backend.size().await? <= self.rewrite_bytes_max {
@@ -265,17 +268,18 @@ impl Store {
                 until: None,
             });
         }
-        report.method = self.method(rewritten);
+        report.method = self.method(rewritten, has_files);
         Ok(report)
     }
 
-    fn method(&self, rewritten: bool) -> String {
+    fn method(&self, rewritten: bool, has_files: bool) -> String {
         let engine = match self.backend.dialect() {
             Dialect::Postgres => "PostgreSQL: rows deleted, tables vacuumed",
             Dialect::Sqlite => "SQLite: rows deleted with secure_delete, write-ahead log truncated",
         };
         let rewrite = if rewritten { ", tables rewritten" } else { "" };
-        format!("{engine}{rewrite}; every row and every byte of the tables' files compared with the key ids (bare, hex, base64)")
+        let read = if has_files { "every row and every byte of the tables' files" } else { "every row" };
+        format!("{engine}{rewrite}; {read} compared with the key ids (bare, hex, base64)")
     }
 }
 

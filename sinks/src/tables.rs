@@ -163,7 +163,7 @@ impl Table {
     #[must_use]
     pub fn create_sql(&self, dialect: Dialect) -> String {
         let mut sql = format!("CREATE TABLE IF NOT EXISTS {} (", self.name);
-        for column in self.columns.iter() {
+        for column in &self.columns {
             let null = if column.required { " NOT NULL" } else { "" };
             _ = write!(sql, "\n  {} {}{null},", column.name, sql_type(column.kind, dialect));
             if dialect == Dialect::Sqlite {
@@ -178,30 +178,31 @@ impl Table {
         sql
     }
 
-    /// Adds the columns that an older version of the program did not have (always nullable), with PostgreSQL's comments and storage.
+    /// What PostgreSQL must know of a column beside its type: its comment, and for bytes and sealed values how they are kept.
     #[must_use]
-    pub fn settle_sql(&self) -> Vec<String> {
-        let mut statements = vec![format!("COMMENT ON TABLE {} IS '{}'", self.name, quoted(self.comment))];
-        for column in self.columns.iter() {
-            statements.push(self.add_column_sql(column, Dialect::Postgres));
-            statements.push(format!("COMMENT ON COLUMN {}.{} IS '{}'", self.name, column.name, quoted(&column.described())));
-            if column.class == Class::Sealed {
-                // ANALYZE would copy samples of the values into pg_statistic, where DELETE and VACUUM do not reach.
-                statements.push(format!("ALTER TABLE {} ALTER COLUMN {} SET STATISTICS 0", self.name, column.name));
-            }
-            if column.kind == ColumnType::Bytes {
-                // Uncompressed, so that a search of the files can see a block's header.
-                statements.push(format!("ALTER TABLE {} ALTER COLUMN {} SET STORAGE EXTERNAL", self.name, column.name));
-            }
+    pub fn settle_sql(&self, column: &Column) -> Vec<String> {
+        let mut statements = vec![format!("COMMENT ON COLUMN {}.{} IS '{}'", self.name, column.name, quoted(&column.described()))];
+        if column.class == Class::Sealed {
+            // ANALYZE would copy samples of the values into pg_statistic, where DELETE and VACUUM do not reach.
+            statements.push(format!("ALTER TABLE {} ALTER COLUMN {} SET STATISTICS 0", self.name, column.name));
+        }
+        if column.kind == ColumnType::Bytes {
+            // Uncompressed, so that a search of the files can see a block's header.
+            statements.push(format!("ALTER TABLE {} ALTER COLUMN {} SET STORAGE EXTERNAL", self.name, column.name));
         }
         statements
     }
 
-    /// Adds one column.
+    /// What a row is, for the database's own documentation.
+    #[must_use]
+    pub fn comment_sql(&self) -> String {
+        format!("COMMENT ON TABLE {} IS '{}'", self.name, quoted(self.comment))
+    }
+
+    /// Adds a column that an older version of the program did not have; nullable, for the rows that are there have none.
     #[must_use]
     pub fn add_column_sql(&self, column: &Column, dialect: Dialect) -> String {
-        let guard = if dialect == Dialect::Postgres { "IF NOT EXISTS " } else { "" };
-        format!("ALTER TABLE {} ADD COLUMN {guard}{} {}", self.name, column.name, sql_type(column.kind, dialect))
+        format!("ALTER TABLE {} ADD COLUMN {} {}", self.name, column.name, sql_type(column.kind, dialect))
     }
 
     /// One statement for a whole batch in PostgreSQL: an array per column, `$1` to `$n`.
@@ -341,7 +342,12 @@ pub fn freshness_sql(tables: &[Table], dialect: Dialect) -> Vec<String> {
             )
         })
         .collect();
-    vec!["DROP VIEW IF EXISTS freshness".to_owned(), format!("CREATE VIEW freshness AS {}", selects.join(" UNION ALL "))]
+    let select = selects.join(" UNION ALL ");
+    match dialect {
+        // Replaced in place: views of analysts may stand on it.
+        Dialect::Postgres => vec![format!("CREATE OR REPLACE VIEW freshness AS {select}")],
+        Dialect::Sqlite => vec!["DROP VIEW IF EXISTS freshness".to_owned(), format!("CREATE VIEW freshness AS {select}")],
+    }
 }
 
 /// The tables of the warehouse, one per kind.

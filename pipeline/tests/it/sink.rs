@@ -1,13 +1,15 @@
 //! The sinks' loop on real topics: the embedded broker always, Apache Kafka where `SUNDER_TEST_KAFKA` names one.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use sqlx::Connection as _;
 use sunder::kafka::{Kafka, OutRecord};
 use sunder::registry::{BuiltIn, Schemas};
 use sunder::sink_runner::{FromTopic, Progress, SinkRunError, SinkRunner};
-use sunder_retention::store::{Forget as _, Mark};
+use sunder_retention::store::{Control, Extent, Forget, Mark, Needles, Prove, ScanReport, StoreError, Subject};
 use sunder_schemas::class::{Family, FieldGroup, Kind};
 use sunder_schemas::envelope::Attribution;
 use sunder_schemas::ids::{EntityToken, EventId, KeyId, MarketplaceId, Offset, Partition, SellerId};
@@ -18,7 +20,7 @@ use sunder_schemas::records::schema::RecordType;
 use sunder_schemas::records::{PackageRow, PiiRecord, Record as _, StateRecord};
 use sunder_schemas::time::Timestamp;
 use sunder_schemas::topic::Topic;
-use sunder_sinks::{Change, Sink, Source, StoreOptions, Vault, Warehouse};
+use sunder_sinks::{Applied, Change, Retry, Sink, SinkError, Source, StoreOptions, Vault, Warehouse};
 use tokio_util::sync::CancellationToken;
 
 use crate::kafka::{brokers, off};
@@ -247,5 +249,89 @@ async fn a_position_that_the_log_does_not_hold_builds_the_rows_again() {
         })
         .await;
         assert_eq!(packages(&world).await, [(hex(1), 10)]);
+    }
+}
+
+/// A warehouse whose database is gone for the first questions, and whose first answers to a batch are lost.
+struct Flaky {
+    store: Arc<Warehouse>,
+    questions: AtomicU32,
+    answers: AtomicU32,
+}
+
+fn fail(left: &AtomicU32) -> Result<(), SinkError> {
+    match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+        Err(_) => Ok(()),
+        Ok(_) => Err(SinkError::Database { store: "warehouse", action: "connect", code: "08006".to_owned(), retry: Retry::Backoff }),
+    }
+}
+
+#[async_trait]
+impl Sink<StateRecord> for Flaky {
+    async fn position(&self, source: &Source) -> Result<Option<Offset>, SinkError> {
+        fail(&self.questions)?;
+        self.store.position(source).await
+    }
+    async fn apply(
+        &self,
+        source: &Source,
+        expected: Option<Offset>,
+        next: Offset,
+        changes: Vec<Change<StateRecord>>,
+    ) -> Result<Applied, SinkError> {
+        let applied = self.store.apply(source, expected, next, changes).await;
+        // After the commit: the worst moment.
+        fail(&self.answers)?;
+        applied
+    }
+    async fn rebuild(&self, topic: &str, incarnation: &str) -> Result<u64, SinkError> {
+        self.store.rebuild(topic, incarnation).await
+    }
+}
+
+#[async_trait]
+impl Forget for Flaky {
+    fn name(&self) -> &str {
+        Forget::name(&*self.store)
+    }
+    async fn caught_up(&self, marks: &[Mark]) -> Result<bool, StoreError> {
+        self.store.caught_up(marks).await
+    }
+    async fn forget(&self, subjects: &[Subject], extent: Extent) -> Result<u64, StoreError> {
+        self.store.forget(subjects, extent).await
+    }
+}
+
+#[async_trait]
+impl Prove for Flaky {
+    fn name(&self) -> &str {
+        Forget::name(self)
+    }
+    async fn plant(&self, control: &Control) -> Result<(), StoreError> {
+        self.store.plant(control).await
+    }
+    async fn scan(&self, needles: &Needles) -> Result<ScanReport, StoreError> {
+        self.store.scan(needles).await
+    }
+    async fn unplant(&self, case: &str) -> Result<(), StoreError> {
+        self.store.unplant(case).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_goes_and_an_answer_that_is_lost_cost_nothing() {
+    for kafka in brokers("flaky").await {
+        let world = Arc::new(World::on(kafka).await);
+        let flaky = Arc::new(Flaky { store: world.warehouse().await, questions: AtomicU32::new(2), answers: AtomicU32::new(1) });
+        let (there, sink) = (Arc::clone(&world), Arc::clone(&flaky));
+        off(move || {
+            for row in [package(1, 10), package(2, 10), package(2, 11)] {
+                there.send_row(&row);
+            }
+            drive(&there.runner::<StateRecord>(sink), 0).unwrap();
+        })
+        .await;
+        assert_eq!((flaky.questions.load(Ordering::SeqCst), flaky.answers.load(Ordering::SeqCst)), (0, 0));
+        assert_eq!(packages(&world).await, [(hex(1), 10), (hex(2), 11)]);
     }
 }

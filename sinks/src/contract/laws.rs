@@ -273,6 +273,47 @@ async fn the_freshness_view_names_every_table_that_has_rows() {
 }
 
 #[tokio::test]
+async fn a_column_that_an_older_program_did_not_have_is_added_and_described() {
+    for database in ["sqlite", "postgres"] {
+        let Some(bench) = Bench::<OfVault>::on(database).await else { continue };
+        sqlx::query("ALTER TABLE sealed_block DROP COLUMN block").execute(&bench.sql).await.unwrap();
+        let again = OfVault::open(&bench.options).await.unwrap();
+        let change = vec![upsert::<OfVault>(0, 1, 10, "a")];
+        again.apply(&source::<OfVault>("one"), None, Offset(1), change).await.unwrap();
+        assert_eq!(again.blocks(&seller(), token(1)).await.unwrap().len(), 1, "{database}");
+    }
+}
+
+/// A user who owns the tables and nothing else: no files, no checkpoint.
+#[tokio::test]
+async fn files_that_the_server_does_not_show_are_named_as_residual() {
+    let Some(bench) = Bench::<OfVault>::on("postgres").await else { return };
+    let role = format!("r_{}", uuid::Uuid::new_v4().simple());
+    let (_, database) = bench.options.url.rsplit_once('/').unwrap();
+    for sql in [
+        format!("CREATE ROLE {role} LOGIN"),
+        format!("GRANT ALL ON DATABASE {database} TO {role}"),
+        format!("GRANT ALL ON SCHEMA public TO {role}"),
+        format!("ALTER TABLE sealed_block OWNER TO {role}"),
+        format!("ALTER TABLE sink_offset OWNER TO {role}"),
+    ] {
+        sqlx::query(AssertSqlSafe(sql)).execute(&bench.sql).await.unwrap();
+    }
+    let url = bench.options.url.replace("postgres@", &format!("{role}@"));
+    let vault = OfVault::open(&StoreOptions { url, ..bench.options.clone() }).await.unwrap();
+    vault.apply(&source::<OfVault>("one"), None, Offset(1), vec![upsert::<OfVault>(0, 1, 10, "a")]).await.unwrap();
+    let control = Control { case: "case-1".to_owned(), key: KeyId([0xcc; 16]), block: block(KeyId([0xcc; 16])).into_bytes() };
+    vault.plant(&control).await.unwrap();
+    vault.forget(&[subject(1)], Extent::Personal).await.unwrap();
+    let needles = Needles { keys: vec![key_of(1)], controls: vec![control.key], ..Needles::default() };
+    let report = vault.scan(&needles).await.unwrap();
+    assert!(report.found.is_empty());
+    assert_eq!((report.controls_planted, report.controls_found), (1, 1), "in rows alone");
+    assert!(report.residual.iter().any(|residual| residual.what.contains("cannot be read")), "{:?}", report.residual);
+    assert!(!report.method.contains("every byte"), "{}", report.method);
+}
+
+#[tokio::test]
 async fn sealed_columns_leave_no_samples_in_the_planners_statistics() {
     let Some(bench) = Bench::<OfVault>::on("postgres").await else { return };
     let changes = (0..200).map(|n| upsert::<OfVault>(n, u8::try_from(n).unwrap(), 1, "a")).collect();

@@ -71,10 +71,7 @@ impl Postgres {
         sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(SETTLE_LOCK).execute(&mut *tx).await?;
         sqlx::query(SINK_OFFSET_SQL).execute(&mut *tx).await?;
         for table in &self.tables {
-            sqlx::query(AssertSqlSafe(table.create_sql(Dialect::Postgres))).execute(&mut *tx).await?;
-            for sql in table.settle_sql() {
-                sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(&mut *tx).await?;
-            }
+            self.settle_table(&mut tx, table).await?;
         }
         if self.has_control {
             sqlx::query(scan_control_sql(Dialect::Postgres)).execute(&mut *tx).await?;
@@ -83,6 +80,31 @@ impl Postgres {
             }
         }
         tx.commit().await
+    }
+
+    /// Makes the table, or adds what it lacks. A table that is complete is only looked at: changing it would wait for, and hold up,
+    /// everyone who reads it.
+    async fn settle_table(&self, tx: &mut Transaction<'_, Db>, table: &Table) -> Result<(), sqlx::Error> {
+        let held: Vec<String> = sqlx::query_scalar(
+            "SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
+        )
+        .bind(table.name)
+        .fetch_all(&mut **tx)
+        .await?;
+        let mut statements = Vec::new();
+        if held.is_empty() {
+            statements.extend([table.create_sql(Dialect::Postgres), table.comment_sql()]);
+        }
+        for column in table.columns.iter().filter(|column| !held.iter().any(|name| name == column.name)) {
+            if !held.is_empty() {
+                statements.push(table.add_column_sql(column, Dialect::Postgres));
+            }
+            statements.extend(table.settle_sql(column));
+        }
+        for sql in statements {
+            sqlx::query(AssertSqlSafe(sql)).persistent(false).execute(&mut **tx).await?;
+        }
+        Ok(())
     }
 
     fn fail(&self, action: &'static str) -> impl FnOnce(sqlx::Error) -> SinkError + use<> {

@@ -2,6 +2,7 @@
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
 use sqlx::{Encode, Postgres, Type};
 use sunder_schemas::time::Timestamp;
@@ -20,17 +21,18 @@ pub(super) struct PgInstant(pub(super) Timestamp);
 /// Milliseconds from 1970-01-01 to 2000-01-01.
 const EPOCH_2000_MS: i64 = 946_684_800_000;
 
+/// Type and its array by their object ids, which are fixed (PostgreSQL's `pg_type.dat`): nothing has to be looked up.
 macro_rules! pg_type {
     ($name:ty, $type:literal, $array:literal, |$value:ident, $buf:ident| $put:expr) => {
         impl Type<Postgres> for $name {
             fn type_info() -> PgTypeInfo {
-                PgTypeInfo::with_name($type)
+                PgTypeInfo::with_oid(Oid($type))
             }
         }
 
         impl PgHasArrayType for $name {
             fn array_type_info() -> PgTypeInfo {
-                PgTypeInfo::with_name($array)
+                PgTypeInfo::with_oid(Oid($array))
             }
         }
 
@@ -43,9 +45,9 @@ macro_rules! pg_type {
         }
     };
 }
-pg_type!(PgUuid, "uuid", "_uuid", |value, buf| buf.extend_from_slice(value.0.as_bytes()));
-pg_type!(PgInstant, "timestamptz", "_timestamptz", |value, buf| {
+pg_type!(PgUuid, 2950, 2951, |value, buf| buf.extend_from_slice(value.0.as_bytes()));
+pg_type!(PgInstant, 1184, 1185, |value, buf| {
     let micros = value.0.0.saturating_sub(EPOCH_2000_MS).saturating_mul(1000);
     buf.extend_from_slice(&micros.to_be_bytes());
 });
-pg_type!(HexToken, "text", "_text", |value, buf| buf.extend_from_slice(value.as_str().as_bytes()));
+pg_type!(HexToken, 25, 1009, |value, buf| buf.extend_from_slice(value.as_str().as_bytes()));
