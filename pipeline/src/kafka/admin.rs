@@ -190,7 +190,7 @@ impl Kafka {
         let (shapes, _) = self.shapes().await?;
         let missing: Vec<Topic> = Topic::all().into_iter().filter(|topic| !shapes.contains_key(&self.topic(*topic))).collect();
         self.create(&missing).await?;
-        let states = self.diff_topics().await?;
+        let states = self.diff_of_known_topics().await?;
         let mut is_changed = false;
         for state in &states {
             let settings: Vec<(String, String)> = state
@@ -205,6 +205,20 @@ impl Kafka {
             }
         }
         if is_changed { self.diff_topics().await } else { Ok(states) }
+    }
+
+    /// As [`Kafka::diff_topics`], once every broker that is asked knows every topic: new topics reach some brokers later than others.
+    async fn diff_of_known_topics(&self) -> Result<Vec<TopicState>, KafkaError> {
+        let started = Instant::now();
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            look.tick().await;
+            let states = self.diff_topics().await?;
+            let is_known = states.iter().flat_map(|state| &state.drift).all(|drift| drift.setting != "topic");
+            if is_known || started.elapsed() > LEADERS_WITHIN {
+                return Ok(states);
+            }
+        }
     }
 
     /// Sets `settings` of the topic called `name` and leaves every other override as it is.
@@ -279,24 +293,33 @@ impl Kafka {
 
     /// Writes the `~incarnation` record of new topics; a broker without topic ids is asked for it later.
     async fn name_incarnations(&self, names: &[String]) -> Result<(), KafkaError> {
-        let this = self.clone();
-        let names_owned = names.to_vec();
+        let (this, names) = (self.clone(), names.to_vec());
         blocking(move || {
-            let batch = this.producer().batch();
-            for name in &names_owned {
-                let id = native::topic_id(this.admin().inner(), name, ADMIN_TIMEOUT)?;
-                let id = id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
-                batch.send(OutRecord {
-                    topic: name,
-                    partition: Partition(0),
-                    key: INCARNATION_KEY.as_bytes(),
-                    value: None,
-                    headers: &[(INCARNATION_HEADER, id.as_bytes())],
-                })?;
+            let started = Instant::now();
+            let mut ids = Vec::with_capacity(names.len());
+            for name in &names {
+                let id = this.incarnations().topic_id(name)?;
+                ids.push(id.unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string()));
                 this.incarnations().forget(name);
             }
-            batch.acked_blocking()?;
-            Ok(())
+            loop {
+                let batch = this.producer().batch();
+                let sent = names.iter().zip(&ids).try_for_each(|(name, id)| {
+                    batch.send(OutRecord {
+                        topic: name,
+                        partition: Partition(0),
+                        key: INCARNATION_KEY.as_bytes(),
+                        value: None,
+                        headers: &[(INCARNATION_HEADER, id.as_bytes())],
+                    })
+                });
+                match sent.and_then(|()| batch.acked_blocking()) {
+                    Ok(_) => return Ok(()),
+                    // A leader may not know yet that it leads; writing the record twice changes nothing.
+                    Err(error) if error.is_retriable && started.elapsed() < LEADERS_WITHIN => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
         })
         .await
     }

@@ -61,6 +61,12 @@ impl KafkaError {
         Self::Call { action: action.into(), code: code.to_owned() }
     }
 
+    /// Whether the broker that was asked does not know the topic (yet).
+    #[must_use]
+    pub fn is_unknown_topic(&self) -> bool {
+        matches!(self.code(), "UnknownTopicOrPartition" | "UnknownTopic" | "UnknownPartition")
+    }
+
     /// The code alone, for metrics and store errors.
     #[must_use]
     pub fn code(&self) -> &str {

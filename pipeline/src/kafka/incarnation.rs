@@ -25,6 +25,11 @@ const BELIEVED_FOR: Duration = Duration::from_secs(60);
 /// How long a broker may take to describe a topic.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a new topic may take to be known to every broker (three brokers on two busy cores: under 2 s measured).
+const SPREADS_WITHIN: Duration = Duration::from_secs(5);
+/// Pause between two questions.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
 struct Shared {
     admin: AdminClient<PlainContext>,
     reader: ReaderOptions,
@@ -70,12 +75,23 @@ impl Incarnations {
         if let Some(id) = self.known(topic) {
             return Ok(id);
         }
-        let id = match native::topic_id(self.shared.admin.inner(), topic, DESCRIBE_TIMEOUT)? {
+        let id = match self.topic_id(topic)? {
             Some(id) => id,
             None => self.recorded(topic)?.unwrap_or_else(|| self.shared.broker_run.clone()),
         };
         self.shared.known.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.to_owned(), (id.clone(), Instant::now()));
         Ok(id)
+    }
+
+    /// The topic id. Of several brokers some learn of a new topic later than others: a topic counts as unknown only when it stays so.
+    pub(crate) fn topic_id(&self, topic: &str) -> Result<Option<String>, KafkaError> {
+        let started = Instant::now();
+        loop {
+            match native::topic_id(self.shared.admin.inner(), topic, DESCRIBE_TIMEOUT) {
+                Err(error) if error.is_unknown_topic() && started.elapsed() < SPREADS_WITHIN => std::thread::sleep(ASK_AGAIN),
+                answer => return answer,
+            }
+        }
     }
 
     /// The newest `~incarnation` record of partition 0.

@@ -48,7 +48,12 @@ async fn scan_until(log: &KafkaLog, needles: &Needles, done: impl Fn(&ScanReport
     let mut beat = tokio::time::interval(Duration::from_millis(log_times().heartbeat_ms.unsigned_abs()));
     loop {
         beat.tick().await;
-        let needles = Needles { barrier: log.barrier().await.unwrap(), ..needles.clone() };
+        // The test profile gives up a record after 2 s, which a loaded machine can need; a case repeats the step, and so does this.
+        let barrier = match log.barrier().await {
+            Err(error) if error.code == "MessageTimedOut" && started.elapsed() < Duration::from_secs(90) => continue,
+            answer => answer.unwrap(),
+        };
+        let needles = Needles { barrier, ..needles.clone() };
         let report = log.scan(&needles).await.unwrap();
         if done(&report) {
             return report;
