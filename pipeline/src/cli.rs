@@ -16,7 +16,13 @@ pub const NOT_TRUE: u8 = 3;
 /// Sunder: an event-sourced pipeline for Amazon Selling Partner API data that seals personal data before it is written anywhere,
 /// and erases it with proof.
 #[derive(Debug, Parser)]
-#[command(name = "sunder", version, about, max_term_width = 110, arg_required_else_help = true, after_help = "\
+#[command(
+    name = "sunder",
+    version,
+    about,
+    max_term_width = 110,
+    arg_required_else_help = true,
+    after_help = "\
 Exit codes: 0 done, 1 failed, 2 wrong use or config, 3 not (yet) true.
 
 Examples:
@@ -24,7 +30,8 @@ Examples:
   sunder config example > sunder.toml                start a configuration
   sunder check                                       config, connections, topics, keys: each ok, warn or fail with the fix
   sunder run                                         all roles, until SIGTERM
-  sunder open --seller A1 --order 111-2222222-3333333 --purpose invoice")]
+  sunder open --seller A1 --order 111-2222222-3333333 --purpose invoice --role invoicing"
+)]
 pub struct Cli {
     /// The configuration file.
     #[arg(long, global = true, default_value = "sunder.toml", value_name = "FILE")]
@@ -65,7 +72,9 @@ pub enum Command {
         command: SellersCommand,
     },
     /// Open an erasure case.
-    #[command(after_help = "Examples:\n  sunder erase --seller A1 --order 111-2222222-3333333 --reason buyer-request --wait\n  sunder erase --seller A1 --all --reason seller-request --dry-run")]
+    #[command(
+        after_help = "Examples:\n  sunder erase --seller A1 --order 111-2222222-3333333 --reason buyer-request --wait\n  sunder erase --seller A1 --all --reason seller-request --dry-run"
+    )]
     Erase(EraseArgs),
     /// Show open and closed cases, or one of them.
     Cases {
@@ -78,7 +87,10 @@ pub enum Command {
         id: String,
     },
     /// Write a certificate's files, print the key that checks it, or check one offline.
-    #[command(args_conflicts_with_subcommands = true, after_help = "Examples:\n  sunder certificate case-20261122-0123456789abcdef --out cert\n  sunder certificate key\n  sunder certificate check cert/certificate.note --key certificate.pub")]
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  sunder certificate case-20261122-0123456789abcdef --out cert\n  sunder certificate key\n  sunder certificate check cert/certificate.note --key certificate.pub"
+    )]
     Certificate {
         /// Check, or print the key.
         #[command(subcommand)]
@@ -104,6 +116,18 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+}
+
+impl Command {
+    /// Whether what it prints is for reading along, without a log between the lines.
+    #[must_use]
+    pub const fn tells_a_story(&self) -> bool {
+        #[cfg(feature = "embedded")]
+        if matches!(self, Self::Demo(_)) {
+            return true;
+        }
+        false
+    }
 }
 
 /// `sunder demo`
@@ -257,6 +281,9 @@ pub enum CertificateCommand {
     NewSigner {
         /// Where to write it.
         file: PathBuf,
+        /// The key's name in notes, e.g. example.com/sunder.
+        #[arg(long)]
+        name: String,
     },
 }
 
@@ -272,7 +299,7 @@ pub struct OpenArgs {
     /// A purpose of the config.
     #[arg(long)]
     pub purpose: String,
-    /// The role that is claimed; left out where the purpose has one role only.
+    /// The role that is claimed; without one the read is denied.
     #[arg(long)]
     pub role: Option<String>,
     /// Groups of fields, comma-separated; left out: all of the purpose.

@@ -1,11 +1,17 @@
 #![doc = "The moving parts of Sunder: SP-API client and pollers, simulator, Kafka, splitter, runtime and the program `sunder`."]
 
+pub mod app;
+pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod dead_letter;
+#[cfg(feature = "embedded")]
+pub mod demo;
 pub mod kafka;
 pub mod output;
 pub mod poll;
 pub mod registry;
+pub mod run;
 pub mod serve;
 pub mod simulator;
 pub mod sink_runner;

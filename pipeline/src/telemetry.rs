@@ -7,12 +7,16 @@ use std::io::IsTerminal;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
+/// What is logged by default: other crates at warn, since their text may quote what they handle.
+pub const FILTER: &str = "warn,sunder=info,sunder_retention=info,sunder_sinks=info";
+/// What is logged where the result is a story for people.
+pub const QUIET_FILTER: &str = "error";
+
 /// Installs the log and returns the metrics' renderer. Called once, in `main`.
 #[must_use]
-pub fn install() -> PrometheusHandle {
-    // `RUST_LOG` is the field's convention for the filter; other crates log at warn, since their text may quote what they handle.
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,sunder=info,sunder_retention=info,sunder_sinks=info"));
+pub fn install(default_filter: &str) -> PrometheusHandle {
+    // `RUST_LOG` is the field's convention for the filter.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::io::stderr().is_terminal() {
         builder.compact().with_target(false).init();

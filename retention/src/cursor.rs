@@ -3,6 +3,8 @@
 //! Invariants: a cursor moves by compare-and-set, in the transaction that records what became of its page; a window that cannot be read
 //! is an open gap, never skipped.
 
+use std::collections::BTreeMap;
+
 use sqlx::Row;
 use sunder_schemas::class::{Dataset, FieldGroup};
 use sunder_schemas::ids::{EntityToken, EventId, Fingerprint, SellerId};
@@ -67,6 +69,8 @@ pub struct PageCommit {
     pub published: Vec<Published>,
     /// The cursor's move; `None` within a window of several pages.
     pub cursor: Option<CursorMove>,
+    /// Fetched values without a rule, by catalogue version and path up to the last known property.
+    pub unclassified: BTreeMap<(String, String), u64>,
 }
 
 /// A window that could not be read.
@@ -254,6 +258,7 @@ pub(crate) async fn commit_page(keyring: &Keyring, seller: &SellerId, page: Page
     }
     record_published(&mut tx, seller, page.published, now).await?;
     record_dispositions(&mut tx, seller, page.dispositions, now).await?;
+    record_unclassified(&mut tx, page.unclassified, now).await?;
     tx.commit().await.map_err(on("record a page"))?;
     Ok(())
 }
@@ -285,6 +290,42 @@ async fn record_published(tx: &mut Write, seller: &SellerId, mut published: Vec<
     Ok(())
 }
 
+async fn record_unclassified(tx: &mut Write, paths: BTreeMap<(String, String), u64>, now: Timestamp) -> Result<(), DbError> {
+    for ((classification, path), count) in paths {
+        sqlx::query(
+            "INSERT INTO unclassified_field (classification, path, seen, last_at) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (classification, path) DO UPDATE SET seen = unclassified_field.seen + excluded.seen, last_at = excluded.last_at",
+        )
+        .bind(classification)
+        .bind(path)
+        .bind(i64::try_from(count).unwrap_or(i64::MAX))
+        .bind(now.0)
+        .execute(&mut **tx)
+        .await
+        .map_err(on("record unclassified fields"))?;
+    }
+    Ok(())
+}
+
+/// Fields that were fetched and have no rule: catalogue version and path up to the last known property, with how many values were seen.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn unclassified(db: &KeyDb) -> Result<Vec<(String, u64)>, DbError> {
+    let failed = on("list unclassified fields");
+    let rows = sqlx::query("SELECT classification, path, seen FROM unclassified_field ORDER BY classification, path")
+        .fetch_all(db.pool())
+        .await
+        .map_err(&failed)?;
+    rows.iter()
+        .map(|row| {
+            let (classification, path): (String, String) = (row.try_get(0).map_err(&failed)?, row.try_get(1).map_err(&failed)?);
+            let seen: i64 = row.try_get(2).map_err(&failed)?;
+            Ok((format!("{path} ({classification})"), seen.unsigned_abs()))
+        })
+        .collect()
+}
+
 async fn record_dispositions(tx: &mut Write, seller: &SellerId, mut rows: Vec<Disposition>, now: Timestamp) -> Result<(), DbError> {
     // A later disposition of the same group in one page replaces the earlier: reverse before the stable sort keeps the last one first.
     rows.reverse();
@@ -306,4 +347,36 @@ async fn record_dispositions(tx: &mut Write, seller: &SellerId, mut rows: Vec<Di
         query.execute(&mut **tx).await.map_err(on("record dispositions"))?;
     }
     Ok(())
+}
+
+/// The incarnation of `topic` that the cursors belong to; `None` where none was recorded.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn known_incarnation(db: &KeyDb, topic: &str) -> Result<Option<String>, DbError> {
+    let failed = on("read a topic's incarnation");
+    let row = sqlx::query("SELECT incarnation FROM topic_incarnation WHERE topic = $1")
+        .bind(topic.to_owned())
+        .fetch_optional(db.pool())
+        .await
+        .map_err(&failed)?;
+    row.map(|row| row.try_get(0).map_err(&failed)).transpose()
+}
+
+/// Records that the cursors belong to `incarnation` of `topic` from now on. Goes with [`rewind`] where it changed.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn record_incarnation(tx: &mut Write, topic: &str, incarnation: &str, now: Timestamp) -> Result<(), DbError> {
+    sqlx::query(
+        "INSERT INTO topic_incarnation (topic, incarnation, seen_at) VALUES ($1, $2, $3) \
+         ON CONFLICT (topic) DO UPDATE SET incarnation = excluded.incarnation, seen_at = excluded.seen_at",
+    )
+    .bind(topic.to_owned())
+    .bind(incarnation.to_owned())
+    .bind(now.0)
+    .execute(&mut **tx)
+    .await
+    .map_err(on("record a topic's incarnation"))
+    .map(|_| ())
 }

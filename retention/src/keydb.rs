@@ -40,6 +40,8 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (105, include_str!("../migrations/0105_audit.sql")),
     (106, include_str!("../migrations/0106_quarantine.sql")),
     (107, include_str!("../migrations/0107_scan_control.sql")),
+    (108, include_str!("../migrations/0108_topic_incarnation.sql")),
+    (109, include_str!("../migrations/0109_unclassified_field.sql")),
     (201, include_str!("../migrations/0201_case.sql")),
 ];
 

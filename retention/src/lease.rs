@@ -186,6 +186,19 @@ pub async fn acknowledged(db: &KeyDb, epoch: i64) -> Result<bool, DbError> {
     Ok(waiting_for(db, epoch).await? == 0)
 }
 
+/// How many living processes have `role`.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn live_with_role(db: &KeyDb, role: &str) -> Result<i64, DbError> {
+    let failed = on("count the processes of a role");
+    let sql = format!(
+        "SELECT COUNT(*) FROM process WHERE ',' || roles || ',' LIKE '%,' || $1 || ',%' AND lease_until >= {}",
+        db.dialect().now_ms()
+    );
+    sqlx::query(AssertSqlSafe(sql)).bind(role.to_owned()).fetch_one(db.pool()).await.map_err(&failed)?.try_get(0).map_err(&failed)
+}
+
 /// How many living processes have not yet acknowledged `epoch`.
 ///
 /// # Errors
@@ -301,11 +314,8 @@ impl Lease {
         let mut was_lost = false;
         loop {
             tokio::select! {
-                changed = stop.wait_for(|stopped| *stopped) => {
-                    // A sender that is gone means stop as well.
-                    drop(changed);
-                    return self.end().await;
-                }
+                // A sender that is gone means stop as well. The answer holds a lock and goes at once.
+                () = async { drop(stop.wait_for(|stopped| *stopped).await) } => return self.end().await,
                 _ = ticks.tick() => match self.beat().await {
                     Ok(()) => was_lost = false,
                     Err(error) if !was_lost => {
@@ -316,6 +326,12 @@ impl Lease {
                 },
             }
         }
+    }
+
+    /// Lets this process read keys again after [`Lease::end`], as a single command does: each use asks the database whether the key
+    /// still exists. Only for when every role has ended, since nobody waits for this process any more.
+    pub fn release(keyring: &Keyring) {
+        keyring.lease_state().until_ms.store(u64::MAX, Ordering::SeqCst);
     }
 
     /// Gives the lease back: every key is dropped. Call it when no work is on its way any more.

@@ -104,6 +104,8 @@ pub(crate) trait Backend: Send + Sync {
     async fn put_row(&self, table: usize, row: Cells<'_>) -> Result<(), SinkError>;
     /// Removes the vault's controls of `case`.
     async fn drop_canaries(&self, case: &str) -> Result<(), SinkError>;
+    /// Sealed columns of which the planner keeps samples of values; there should be none.
+    async fn sampled_columns(&self) -> Result<Vec<String>, SinkError>;
     /// The sealed rows of one entity.
     async fn sealed(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError>;
 }

@@ -51,6 +51,14 @@ impl Vault {
         self.store.backend.sealed(seller, entity).await
     }
 
+    /// Sealed columns of which the database's planner keeps samples of values: `sunder check` fails on any.
+    ///
+    /// # Errors
+    /// [`SinkError::Database`].
+    pub async fn sampled_columns(&self) -> Result<Vec<String>, SinkError> {
+        self.store.backend.sampled_columns().await
+    }
+
     /// The control's row: of a seller that no seller can be, in the table where a subject's blocks lie.
     async fn plant_row(&self, control: &Control) -> Result<(), SinkError> {
         let Some(table) = self.store.tables.first() else { return Ok(()) };

@@ -152,6 +152,6 @@ fn production(config: &Config, problems: &mut Vec<String>) {
         problems.push("principal: in production say who may claim which roles, [[principal]] os_user and roles".to_owned());
     }
     if config.certificate.as_ref().is_none_or(|c| c.signer.is_none()) {
-        problems.push("certificate.signer: needed in production; `sunder certificate new-signer` makes one".to_owned());
+        problems.push("certificate.signer: needed in production; `sunder certificate new-signer FILE --name NAME` makes one".to_owned());
     }
 }

@@ -85,12 +85,12 @@ impl Publisher {
     /// # Errors
     /// [`PollError`]: nothing of the page may be taken as published; doing it again changes nothing that was.
     pub(super) async fn publish(&self, origin: &Origin<'_>, page: Page) -> Result<PageSum, PollError> {
-        let (prepared, sum) = self.prepare(origin, page);
+        let mut commit = PageCommit::default();
+        let (prepared, sum) = self.prepare(origin, page, &mut commit);
         // Held until Kafka acknowledged: a process must not call an erasure's epoch its own while it seals under an older view.
         let _guard = self.keyring.gate().enter().await;
         let admissions = self.admit(origin, &prepared).await?;
         let batch = self.producer.batch();
-        let mut commit = PageCommit::default();
         let mut buffer = Vec::with_capacity(8 * 1024);
         let mut sent = 0;
         for (entity, admission) in prepared.into_iter().zip(admissions) {
@@ -112,15 +112,15 @@ impl Publisher {
     }
 
     /// Gives each entity its version, marketplace and event id; what lacks them is rejected, and counted.
-    fn prepare(&self, origin: &Origin<'_>, page: Page) -> (Vec<Prepared>, PageSum) {
+    fn prepare(&self, origin: &Origin<'_>, page: Page, commit: &mut PageCommit) -> (Vec<Prepared>, PageSum) {
         let total = page.entities.len() + page.rejected.len();
         self.counts.polled.fetch_add(total as u64, Ordering::Relaxed);
         let mut sum = PageSum { newest: None, rejected: page.rejected.first().map(|rejected| rejected.code.as_str().to_owned()) };
         let mut rejected = page.rejected.len() as u64;
-        report_unclassified(&page.unclassified);
+        report_unclassified(origin, page.unclassified, commit);
         let mut prepared = Vec::with_capacity(page.entities.len());
-        for classified in page.entities {
-            report_unclassified(&classified.unclassified);
+        for mut classified in page.entities {
+            report_unclassified(origin, std::mem::take(&mut classified.unclassified), commit);
             let version = classified.identity.source_version();
             sum.newest = sum.newest.max(version);
             match prepare(origin, classified) {
@@ -271,10 +271,11 @@ fn seal_group(
     SealedGroup { group, block: key.seal(&context, plain) }
 }
 
-/// Reports fields without a rule by their last known property: a person decides what they are.
-fn report_unclassified(paths: &[(String, u64)]) {
+/// Reports fields without a rule by their last known property, and keeps them for `sunder check`: a person decides what they are.
+fn report_unclassified(origin: &Origin<'_>, paths: Vec<(String, u64)>, commit: &mut PageCommit) {
     for (path, count) in paths {
-        metrics::counter!("sunder_poll_unclassified_fields_total", "path" => path.clone()).increment(*count);
-        tracing::warn!(path, count, "a fetched field has no rule; it is treated as personal");
+        metrics::counter!("sunder_poll_unclassified_fields_total", "path" => path.clone()).increment(count);
+        tracing::debug!(path, count, "a fetched field has no rule; it is treated as personal");
+        *commit.unclassified.entry((origin.catalogue.version().to_owned(), path)).or_default() += count;
     }
 }

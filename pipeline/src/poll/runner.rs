@@ -1,7 +1,7 @@
 //! The poller of one process: turns of all sellers assigned to it, bounded in number, none stopping another.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -132,6 +132,7 @@ pub struct Poller {
     schedule: Mutex<Schedule>,
     sellers: RwLock<HashMap<SellerId, Arc<PolledSeller>>>,
     role_missing: Mutex<HashMap<SellerId, Instant>>,
+    is_assigned: AtomicBool,
 }
 
 impl Poller {
@@ -159,6 +160,7 @@ impl Poller {
             schedule: Mutex::default(),
             sellers: RwLock::default(),
             role_missing: Mutex::default(),
+            is_assigned: AtomicBool::new(false),
         }
     }
 
@@ -277,6 +279,13 @@ impl Poller {
         self.lock_schedule().assign(&tasks, Instant::now());
         *self.sellers.write().unwrap_or_else(PoisonError::into_inner) =
             sellers.into_iter().map(|seller| (seller.id.clone(), seller)).collect();
+        self.is_assigned.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the assignment was taken over at least once: before that nothing is to be done and [`Progress::caught_up`] says little.
+    #[must_use]
+    pub fn is_assigned(&self) -> bool {
+        self.is_assigned.load(Ordering::SeqCst)
     }
 
     fn finish(&self, running: &mut HashMap<Id, Task>, ended: Result<(Id, Turn), tokio::task::JoinError>) {

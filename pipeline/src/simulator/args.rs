@@ -119,7 +119,8 @@ pub async fn run(args: SimulateArgs, json: bool, stopped: impl Future<Output = (
     };
     let running = Simulator::start(options, listener).await?;
     if let Some(folder) = &args.write_config {
-        write_config(folder, &running, &args)?;
+        let wish = ConfigWish { clock_offset: args.clock_offset, rate_scale: args.rate_scale };
+        write_config(folder, &running, wish)?;
     }
     say(&running, &args, json).map_err(SimulateError::Print)?;
     stopped.await;
@@ -141,8 +142,20 @@ fn say(running: &Running, args: &SimulateArgs, as_json: bool) -> io::Result<()> 
     out.flush()
 }
 
+/// What a written config says beside where the simulator is.
+#[derive(Debug, Clone, Copy)]
+pub struct ConfigWish {
+    /// `clock.offset`.
+    pub clock_offset: Period,
+    /// `spapi.rate_scale`.
+    pub rate_scale: RateScale,
+}
+
 /// Writes the configuration and its secrets, readable by their owner alone.
-fn write_config(folder: &Path, running: &Running, args: &SimulateArgs) -> Result<(), SimulateError> {
+///
+/// # Errors
+/// [`SimulateError::Write`].
+pub fn write_config(folder: &Path, running: &Running, wish: ConfigWish) -> Result<(), SimulateError> {
     let failed = |path: &Path| {
         let path = path.to_path_buf();
         move |source| SimulateError::Write { path, source }
@@ -157,7 +170,7 @@ fn write_config(folder: &Path, running: &Running, args: &SimulateArgs) -> Result
     for seller in running.sellers() {
         write(&format!("{}.token", seller.id), &seller.refresh_token)?;
     }
-    write("sunder.toml", &config_text(&folder, running, args))
+    write("sunder.toml", &config_text(&folder, running, wish))
 }
 
 /// Writes `text` to a file of mode 0600, whatever was there before.
@@ -181,7 +194,7 @@ fn quoted(text: &str) -> String {
     json!(text).to_string()
 }
 
-fn config_text(folder: &Path, running: &Running, args: &SimulateArgs) -> String {
+fn config_text(folder: &Path, running: &Running, wish: ConfigWish) -> String {
     let file = |name: &str| quoted(&folder.join(name).display().to_string());
     let sqlite = |name: &str| quoted(&format!("sqlite://{}", folder.join(name).display()));
     let mut text = format!(
@@ -190,12 +203,12 @@ fn config_text(folder: &Path, running: &Running, args: &SimulateArgs) -> String 
          [clock]\noffset = {offset}\n\n\
          [spapi]\nendpoint = {quoted_endpoint}\nlwa_endpoint = {lwa}\nclient_id = {client}\nclient_secret = {{ file = {secret} }}\nrate_scale = {scale}\n\n",
         endpoint = running.endpoint(),
-        offset = quoted(&if args.clock_offset.millis_max() == 0 { "0d".to_owned() } else { args.clock_offset.to_string() }),
+        offset = quoted(&if wish.clock_offset.millis_max() == 0 { "0d".to_owned() } else { wish.clock_offset.to_string() }),
         quoted_endpoint = quoted(&running.endpoint()),
         lwa = quoted(&running.lwa_endpoint()),
         client = quoted(running.client_id()),
         secret = file("lwa-secret"),
-        scale = decimal(args.rate_scale),
+        scale = decimal(wish.rate_scale),
     );
     for seller in running.sellers() {
         text.push_str(&format!(
@@ -248,7 +261,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let options = SimulatorOptions { sellers: 4, ..SimulatorOptions::new(1, Arc::new(SystemClock::default())) };
         let running = Simulator::start(options, listener).await.unwrap();
-        write_config(&folder, &running, &args).unwrap();
+        write_config(&folder, &running, ConfigWish { clock_offset: args.clock_offset, rate_scale: args.rate_scale }).unwrap();
 
         let path = folder.join("sunder.toml");
         let text = std::fs::read_to_string(&path).unwrap();

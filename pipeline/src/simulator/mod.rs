@@ -38,7 +38,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 pub use api::CallCounts;
-pub use args::{SimulateArgs, SimulateError, run};
+pub use args::{ConfigWish, SimulateArgs, SimulateError, run, write_config};
 pub use control::SellerTruth;
 pub use faults::Faults;
 pub use limits::RateScale;

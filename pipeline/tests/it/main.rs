@@ -2,6 +2,8 @@
 
 // `cfg(test)` tells the lints that helpers here are tests too.
 #[cfg(test)]
+mod acceptance;
+#[cfg(test)]
 mod dependencies;
 #[cfg(test)]
 mod kafka;

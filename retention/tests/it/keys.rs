@@ -98,6 +98,7 @@ async fn past_its_deadline_nothing_is_minted_and_an_acknowledged_version_is_unch
             }],
             published: vec![Published { fingerprint: cancelled.fingerprint, event_id: cancelled.event_id, source_version: 1 }],
             cursor: Some(CursorMove { dataset: Dataset::Orders, expected_version: 0, position: keyring.now(), detail: "{}".to_owned() }),
+            ..PageCommit::default()
         };
         keyring.commit_page(&seller(), page.clone()).await.unwrap();
         // Another process was at the same page: its compare-and-set fails and nothing of it is recorded.

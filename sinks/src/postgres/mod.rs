@@ -21,7 +21,7 @@ use crate::find::Finder;
 use crate::options::{Dialect, STATEMENT_ROWS_MAX, StoreOptions};
 use crate::rows::RowKey;
 use crate::store::{Backend, CANARY, Changed, Move, Position, Reading};
-use crate::tables::{SINK_OFFSET_SQL, Table, freshness_sql, scan_control_sql};
+use crate::tables::{Class, SINK_OFFSET_SQL, Table, freshness_sql, scan_control_sql};
 use types::{PgInstant, PgUuid};
 
 /// How long a call waits for a connection before it fails as unreachable (chosen: well below the 30 s that a start may take).
@@ -334,6 +334,21 @@ impl Backend for Postgres {
             .await
             .map(drop)
             .map_err(self.fail("remove a control"))
+    }
+
+    async fn sampled_columns(&self) -> Result<Vec<String>, SinkError> {
+        let sealed = self
+            .tables
+            .iter()
+            .flat_map(|t| t.columns.iter().filter(|c| c.class == Class::Sealed).map(|c| format!("{}.{}", t.name, c.name)));
+        sqlx::query_scalar(
+            "SELECT c.relname || '.' || a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid \
+             WHERE c.relname || '.' || a.attname = ANY($1) AND pg_table_is_visible(c.oid) AND coalesce(a.attstattarget, -1) <> 0",
+        )
+        .bind(sealed.collect::<Vec<_>>())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(self.fail("read the planner's settings"))
     }
 
     async fn sealed(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {

@@ -1,0 +1,254 @@
+//! A process of Sunder, assembled from the config: keys, log, stores, the machine of cases.
+//!
+//! Commands that only read keys and the vault do not need Kafka, so the parts are opened one after the other: [`Base`] is the key
+//! database and the clock, [`App`] is everything.
+
+mod sellers;
+pub mod settings;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+use sunder_retention::case::{About, Engine, Parts, RingKeys, signer_from_file};
+use sunder_retention::deadline::Policy;
+use sunder_retention::keydb::KeyDb;
+use sunder_retention::keyfiles::KeyFiles;
+use sunder_retention::keys::Keyring;
+use sunder_retention::root::{FileRoot, RootKey};
+use sunder_retention::store::{EventLog, Forget, Prove};
+use sunder_schemas::note::NoteSigner;
+use sunder_schemas::time::{Clock, Period, SystemClock};
+use sunder_sinks::{StoreOptions, Vault, Warehouse};
+
+use crate::config::{Config, Environment, SecretRef, Store};
+use crate::kafka::admin::{Entry, Status};
+use crate::kafka::log::KafkaLog;
+use crate::kafka::{Kafka, KafkaError};
+use crate::registry::{BuiltIn, HttpRegistry, Registry, Schemas};
+
+/// Program and version, on every event and certificate.
+pub const PROGRAM: &str = concat!("sunder/", env!("CARGO_PKG_VERSION"));
+/// The signer's name where the config has none (test only).
+const TEST_SIGNER: &str = "sunder.test/signer";
+/// How long a case of a request may take: the promise is 30 days, the target a week (controls, table of constants).
+const REQUEST_DUE: Period = Period::days(30);
+/// An expiry case is worked in the night it is opened; late after a day (kafka-design 1.1: alarm at 12 h, internal limit 24 h).
+const EXPIRY_DUE: Period = Period::days(1);
+
+/// A process that cannot start. The text names the part and its address, never a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The config's words do not lead to a part.
+    #[error("{0}")]
+    Config(String),
+    /// A part cannot be reached or opened.
+    #[error("{what}: {why}")]
+    Part {
+        /// Key and address.
+        what: String,
+        /// The part's own code.
+        why: String,
+    },
+    /// Topics are not as declared.
+    #[error("topics are not as declared; `sunder topics diff` shows all, `sunder topics apply` mends:\n{}", .0.join("\n"))]
+    Drift(Vec<String>),
+}
+
+fn part<E: std::error::Error + 'static>(what: impl Into<String>) -> impl FnOnce(E) -> StartError {
+    let what = what.into();
+    move |error| StartError::Part { what, why: crate::telemetry::chain(&error) }
+}
+
+/// Keys, ledger, cases, cursors, audit: what every command but the offline ones needs.
+pub struct Base {
+    /// The config it was made from.
+    pub config: Config,
+    /// The policy clock.
+    pub clock: Arc<dyn Clock>,
+    /// The system's clock, never moved.
+    pub system_clock: Arc<dyn Clock>,
+    /// Keys and their database.
+    pub keyring: Arc<Keyring>,
+}
+
+impl Base {
+    /// Opens the root key and the key database, migrating it.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn open(config: Config, clock: Option<Arc<dyn Clock>>) -> Result<Self, StartError> {
+        let offset_ms = config.clock.offset.millis_max();
+        let clock = clock.unwrap_or_else(|| Arc::new(SystemClock { offset_ms }));
+        let root_file = settings::root_file(&config)?;
+        // In production a root key that is missing is a mistake, not a wish for a new one: what it wrapped would be lost.
+        let root = match config.environment {
+            Environment::Test => FileRoot::open_or_create(&root_file),
+            Environment::Production => FileRoot::open(&root_file),
+        };
+        let root: Arc<dyn RootKey> = Arc::new(root.map_err(part(format!("keys.root {}", root_file.display())))?);
+        let password = settings::secret_if("keys.database_password", config.keys.database_password.as_ref())?;
+        let db =
+            KeyDb::open(&config.keys.database, password.as_ref()).await.map_err(part(format!("keys.database {}", config.keys.database)))?;
+        let policy = Policy {
+            after_delivery: config.retention.personal_after_delivery,
+            backup: Period::days(i64::from(config.keys.backup_days)),
+            margin: config.retention.margin,
+        };
+        let keyring = Arc::new(Keyring::new(db, root, Arc::clone(&clock), policy));
+        Ok(Self { config, clock, system_clock: Arc::new(SystemClock::default()), keyring })
+    }
+
+    /// Opens the vault.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn vault(&self) -> Result<Arc<Vault>, StartError> {
+        let erased = self.keyring.erased().clone();
+        let options = self.store_options("vault.password", &self.config.vault)?;
+        let vault = Vault::open(&options, Arc::new(move |key| erased.contains(key))).await;
+        Ok(Arc::new(vault.map_err(part(format!("vault.url {}", self.config.vault.url)))?))
+    }
+
+    /// Opens the warehouse.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn warehouse(&self) -> Result<Arc<Warehouse>, StartError> {
+        let options = self.store_options("warehouse.password", &self.config.warehouse)?;
+        let warehouse = Warehouse::open(&options).await;
+        Ok(Arc::new(warehouse.map_err(part(format!("warehouse.url {}", self.config.warehouse.url)))?))
+    }
+
+    fn store_options(&self, key: &str, store: &Store) -> Result<StoreOptions, StartError> {
+        let mut options = StoreOptions::new(&store.url, &self.config.kafka.prefix);
+        options.password = settings::secret_if(key, store.password.as_ref())?;
+        Ok(options)
+    }
+}
+
+/// The key that signs certificates; in test it is made beside the root key.
+///
+/// # Errors
+/// [`StartError`].
+pub fn signer(config: &Config) -> Result<NoteSigner, StartError> {
+    let section = config.certificate.as_ref();
+    let name = section.map_or(TEST_SIGNER, |c| c.name.as_str());
+    match section.and_then(|c| c.signer.as_ref()) {
+        Some(SecretRef::File(path)) => signer_from_file(path, None).map_err(part(format!("certificate.signer {}", path.display()))),
+        Some(reference @ SecretRef::Env(_)) => {
+            use secrecy::ExposeSecret as _;
+            let secret = settings::secret("certificate.signer", reference)?;
+            NoteSigner::from_secret_line(secret.expose_secret()).map_err(part("certificate.signer"))
+        }
+        None => {
+            let path = beside(&settings::root_file(config)?, "certificate.signer");
+            signer_from_file(&path, Some(name)).map_err(part(format!("certificate.signer {}", path.display())))
+        }
+    }
+}
+
+/// `name` in the folder of `file`.
+fn beside(file: &Path, name: &str) -> PathBuf {
+    file.parent().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
+}
+
+/// Connects to the log.
+///
+/// # Errors
+/// [`StartError`], within 30 s where no broker answers.
+pub async fn connect_kafka(config: &Config) -> Result<Kafka, StartError> {
+    Kafka::connect(settings::kafka(config)?).await.map_err(part(format!("kafka.bootstrap {}", config.kafka.bootstrap)))
+}
+
+/// Everything a long-running process works with.
+pub struct App {
+    /// Config, clock, keys.
+    pub base: Base,
+    /// The log's clients.
+    pub kafka: Kafka,
+    /// The log as cases see it.
+    pub log: Arc<KafkaLog>,
+    /// Schema ids.
+    pub schemas: Arc<Schemas>,
+    /// Business data.
+    pub warehouse: Arc<Warehouse>,
+    /// Sealed blocks.
+    pub vault: Arc<Vault>,
+    /// Cases.
+    pub engine: Arc<Engine>,
+}
+
+impl App {
+    /// Opens everything. Missing topics are made; a drifted one is refused.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn open(base: Base) -> Result<Self, StartError> {
+        let kafka = connect_kafka(&base.config).await?;
+        ensure_topics(&kafka).await?;
+        let (warehouse, vault) = (base.warehouse().await?, base.vault().await?);
+        let schemas = Schemas::open(registry(&base.config), &base.config.kafka.prefix).await;
+        let schemas = Arc::new(schemas.map_err(part("registry.url"))?);
+        let log = Arc::new(KafkaLog::new(kafka.clone()));
+        let engine = Arc::new(engine(&base, &log, &warehouse, &vault)?);
+        Ok(Self { base, kafka, log, schemas, warehouse, vault, engine })
+    }
+}
+
+fn registry(config: &Config) -> Arc<dyn Registry> {
+    match &config.registry {
+        None => Arc::new(BuiltIn),
+        Some(section) => Arc::new(HttpRegistry::new(reqwest::Client::new(), &section.url, None)),
+    }
+}
+
+/// Makes missing topics; refuses drifted ones. Repairing drift is left to a person: somebody changed it on purpose or by mistake.
+async fn ensure_topics(kafka: &Kafka) -> Result<(), StartError> {
+    let failed = |error: KafkaError| part(format!("kafka.bootstrap {}", kafka.address()))(error);
+    let states = kafka.diff_topics().await.map_err(failed)?;
+    let is_missing = |state: &crate::kafka::admin::TopicState| state.drift.iter().any(|drift| drift.setting == "topic");
+    let drifted: Vec<Entry> = states.iter().filter(|s| !is_missing(s)).map(crate::kafka::admin::TopicState::entry).collect();
+    let lines: Vec<String> = drifted.iter().filter(|e| e.status == Status::Fail).map(|e| format!("  {}: {}", e.name, e.detail)).collect();
+    if !lines.is_empty() {
+        return Err(StartError::Drift(lines));
+    }
+    if states.iter().any(is_missing) {
+        tracing::info!("making the topics that are missing");
+        kafka.apply_topics().await.map_err(|error| part(format!("kafka.bootstrap {}", kafka.address()))(error))?;
+    }
+    Ok(())
+}
+
+fn engine(base: &Base, log: &Arc<KafkaLog>, warehouse: &Arc<Warehouse>, vault: &Arc<Vault>) -> Result<Engine, StartError> {
+    let retention = &base.config.retention;
+    let policy = json!({
+        "personal_after_delivery": retention.personal_after_delivery.to_string(),
+        "margin": retention.margin.to_string(),
+        "backup_days": base.config.keys.backup_days,
+        "non_personal": retention.non_personal.to_string(),
+        "audit": retention.audit.to_string(),
+    });
+    let forget: Vec<Arc<dyn Forget>> = vec![Arc::clone(warehouse) as _, Arc::clone(vault) as _];
+    let key_files = Arc::new(KeyFiles::new(Arc::clone(&base.keyring)));
+    let prove: Vec<Arc<dyn Prove>> = vec![Arc::clone(log) as _, Arc::clone(warehouse) as _, Arc::clone(vault) as _, key_files];
+    Ok(Engine::new(Parts {
+        db: base.keyring.db().clone(),
+        keys: Arc::new(RingKeys::new(Arc::clone(&base.keyring))),
+        log: Arc::clone(log) as Arc<dyn EventLog>,
+        forget,
+        prove,
+        clock: Arc::clone(&base.clock),
+        system_clock: Arc::clone(&base.system_clock),
+        signer: Arc::new(signer(&base.config)?),
+        about: About {
+            tool: PROGRAM.replace('/', " "),
+            operator: "retain".to_owned(),
+            validator: "verify".to_owned(),
+            policy_version: "1".to_owned(),
+            policy,
+            request_due: REQUEST_DUE,
+            expiry_due: EXPIRY_DUE,
+        },
+    }))
+}

@@ -1,0 +1,129 @@
+//! `sunder check`: config, connections, topic drift, key rights, clock, planner statistics, gaps, unclassified fields.
+
+use sunder_retention::cursor;
+
+use super::Failure;
+use super::topics::show;
+use crate::app::{Base, StartError, connect_kafka};
+use crate::cli::{DONE, NOT_TRUE};
+use crate::config::{Config, Environment};
+use crate::kafka::admin::{Entry, Status, TopicState};
+use crate::output::Output;
+
+/// Policy and system clock may differ by the configured offset only; more than this is said (chosen).
+const CLOCK_SKEW_MS_MAX: i64 = 5_000;
+
+/// Runs every probe and prints its line; one that fails does not stop the others.
+pub(super) async fn run(config: Config, output: Output) -> Result<u8, Failure> {
+    let mut entries = vec![ok("config", "reads and holds together")];
+    if config.environment == Environment::Test {
+        entries.push(warn("environment", "test: safeguards may be lowered", "environment = \"production\" where real data flows"));
+    }
+    entries.extend(log(&config).await);
+    match Base::open(config, None).await {
+        Ok(base) => entries.extend(stores(&base).await),
+        Err(error) => entries.push(failed_start("keys", &error)),
+    }
+    output.show(&entries, || show(&entries));
+    Ok(if entries.iter().any(|e| e.status == Status::Fail) { NOT_TRUE } else { DONE })
+}
+
+fn ok(name: &str, detail: impl Into<String>) -> Entry {
+    Entry { name: name.to_owned(), status: Status::Ok, detail: detail.into(), fix: None }
+}
+
+fn warn(name: &str, detail: impl Into<String>, fix: &str) -> Entry {
+    Entry { name: name.to_owned(), status: Status::Warn, detail: detail.into(), fix: Some(fix.to_owned()) }
+}
+
+fn fail(name: &str, detail: impl Into<String>, fix: &str) -> Entry {
+    Entry { name: name.to_owned(), status: Status::Fail, detail: detail.into(), fix: Some(fix.to_owned()) }
+}
+
+fn failed_start(name: &str, error: &StartError) -> Entry {
+    fail(name, error.to_string(), "see docs/operations.md, section Start")
+}
+
+async fn log(config: &Config) -> Vec<Entry> {
+    let kafka = match connect_kafka(config).await {
+        Ok(kafka) => kafka,
+        Err(error) => return vec![failed_start("kafka", &error)],
+    };
+    let mut entries = vec![ok("kafka", format!("{} answers", kafka.address()))];
+    if kafka.is_embedded() {
+        entries.push(warn("kafka durability", "the embedded broker keeps nothing after the process", "kafka.bootstrap = \"host:port\""));
+        return entries;
+    }
+    match kafka.diff_topics().await {
+        Ok(states) => entries.extend(states.iter().map(TopicState::entry)),
+        Err(error) => {
+            entries.push(fail("topics", crate::telemetry::chain(&error), "see that the principal may describe topics and settings"))
+        }
+    }
+    entries
+}
+
+async fn stores(base: &Base) -> Vec<Entry> {
+    let mut entries = vec![ok("keys.root", base.keyring.root().describe()), ok("keys.database", "answers, migrated")];
+    let skew = base.clock.now().0 - base.system_clock.now().0 - base.config.clock.offset.millis_max();
+    entries.push(if skew.abs() <= CLOCK_SKEW_MS_MAX {
+        ok(
+            "clock",
+            format!(
+                "policy clock is the system's {} {}",
+                if base.config.clock.offset.millis_max() == 0 { "" } else { "moved by" },
+                base.config.clock.offset
+            ),
+        )
+    } else {
+        fail("clock", format!("policy and system clock differ by {skew} ms"), "synchronise the system's clock")
+    });
+    match base.vault().await {
+        Ok(vault) => entries.push(match vault.sampled_columns().await {
+            Ok(columns) if columns.is_empty() => ok("vault", "answers; the planner keeps no samples of sealed columns"),
+            Ok(columns) => fail(
+                "vault",
+                format!("the planner keeps samples of {}", columns.join(", ")),
+                "ALTER TABLE sealed_block ALTER COLUMN block SET STATISTICS 0, then ANALYZE sealed_block",
+            ),
+            Err(error) => fail("vault", crate::telemetry::chain(&error), "see that the role may read pg_attribute"),
+        }),
+        Err(error) => entries.push(failed_start("vault", &error)),
+    }
+    match base.warehouse().await {
+        Ok(_) => entries.push(ok("warehouse", "answers")),
+        Err(error) => entries.push(failed_start("warehouse", &error)),
+    }
+    match crate::app::signer(&base.config) {
+        Ok(signer) => entries.push(ok("certificate.signer", signer.name().to_owned())),
+        Err(error) => entries.push(failed_start("certificate.signer", &error)),
+    }
+    entries.extend(polling(base).await);
+    entries
+}
+
+async fn polling(base: &Base) -> Vec<Entry> {
+    let db = base.keyring.db();
+    let mut entries = Vec::new();
+    match cursor::open_gaps(db, None).await {
+        Ok(gaps) if gaps.is_empty() => entries.push(ok("gaps", "none open")),
+        Ok(gaps) => entries.extend(gaps.iter().map(|gap| {
+            let detail =
+                format!("{} {}: {} to {} not read ({}, {} tries)", gap.seller, gap.dataset, gap.from, gap.until, gap.code, gap.tries);
+            warn("gap", detail, "pollers try it again; see docs/errors.md for the code")
+        })),
+        Err(error) => entries.push(fail("gaps", crate::telemetry::chain(&error), "see keys.database")),
+    }
+    match cursor::unclassified(db).await {
+        Ok(paths) if paths.is_empty() => entries.push(ok("catalogue", "every field that was fetched is classified")),
+        Ok(paths) => entries.extend(paths.iter().map(|(path, count)| {
+            warn(
+                "unclassified field",
+                format!("{path}: {count} values, sealed as personal"),
+                "classify it in schemas/catalogue and raise the version",
+            )
+        })),
+        Err(error) => entries.push(fail("catalogue", crate::telemetry::chain(&error), "see keys.database")),
+    }
+    entries
+}

@@ -1,0 +1,115 @@
+//! One file per command, thin: parse what is given, call the crates, print.
+
+mod audit;
+mod cases;
+pub(crate) mod certificate;
+mod check;
+mod config;
+mod erase;
+pub(crate) mod open;
+mod run;
+mod sellers;
+mod topics;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::app::StartError;
+use crate::cli::{AuditCommand, CertificateCommand, Cli, Command, DONE, FAILED, NOT_TRUE, WRONG_USE};
+use crate::config::{Config, ConfigError};
+use crate::output::Output;
+
+/// Why a command did not do what it was asked. The text is for people: place and fix, never a value.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The config cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The command was called wrongly.
+    #[error("{0}")]
+    Use(String),
+    /// Something failed.
+    #[error("{0}")]
+    Failed(String),
+    /// What was asked does not hold (yet).
+    #[error("{0}")]
+    NotTrue(String),
+}
+
+impl Failure {
+    /// The exit code.
+    #[must_use]
+    pub const fn code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Use(_) => WRONG_USE,
+            Self::Failed(_) => FAILED,
+            Self::NotTrue(_) => NOT_TRUE,
+        }
+    }
+
+    /// A failure with the error's chain of causes.
+    pub fn of(what: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::Failed(format!("{what}: {}", crate::telemetry::chain(error)))
+    }
+}
+
+/// Runs the command and gives the exit code; a failure is said on standard error.
+#[expect(clippy::print_stderr, reason = "the last word of a failed command is for the person who called it")]
+pub async fn run(cli: Cli, metrics: PrometheusHandle) -> u8 {
+    match dispatch(cli, metrics).await {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("sunder: {failure}");
+            failure.code()
+        }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Config(message) => Self::Use(message),
+            StartError::Part { .. } => Self::Failed(error.to_string()),
+            StartError::Drift(_) => Self::NotTrue(error.to_string()),
+        }
+    }
+}
+
+/// The operating system's user, for the audit log and for principals.
+fn os_user() -> String {
+    whoami::username().unwrap_or_else(|_| "unknown".to_owned())
+}
+
+async fn dispatch(cli: Cli, metrics: PrometheusHandle) -> Result<u8, Failure> {
+    let output = Output { json: cli.json };
+    let file = cli.config;
+    let load = || -> Result<Config, Failure> { Ok(crate::config::load(&file)?) };
+    match cli.command {
+        #[cfg(feature = "embedded")]
+        Command::Demo(args) => Box::pin(crate::demo::run(args, output)).await,
+        Command::Run(args) => Box::pin(run::run(load()?, args, metrics, output)).await,
+        Command::Simulate(args) => {
+            let stop = run::stop_on_signals()?;
+            let served = crate::simulator::run(args, cli.json, stop.cancelled_owned()).await;
+            served.map(|()| DONE).map_err(|error| Failure::of("simulate", &error))
+        }
+        Command::Check => check::run(load()?, output).await,
+        Command::Topics { command } => topics::run(&load()?, &command, output).await,
+        Command::Sellers { command } => Box::pin(sellers::run(load()?, command, output)).await,
+        Command::Erase(args) => Box::pin(erase::run(load()?, args, output)).await,
+        Command::Cases { id } => cases::list(load()?, id.as_deref(), output).await,
+        Command::Verify { id } => Box::pin(cases::verify(load()?, &id, output)).await,
+        Command::Certificate { command, id, out } => match (command, id, out) {
+            (Some(CertificateCommand::Key), ..) => certificate::key(&load()?, output),
+            (Some(CertificateCommand::Check { file, key }), ..) => certificate::check(&file, &key, output),
+            (Some(CertificateCommand::NewSigner { file, name }), ..) => certificate::new_signer(&file, &name, output),
+            (None, Some(id), Some(out)) => certificate::write(load()?, &id, &out, output).await,
+            (None, ..) => Err(Failure::Use("certificate: give a case and --out DIR, or one of: key, check, new-signer".to_owned())),
+        },
+        Command::Open(args) => open::run(load()?, args, output).await,
+        Command::Audit { command: AuditCommand::Verify } => audit::verify(load()?, output).await,
+        Command::Config { command } => {
+            config::run(&command, output);
+            Ok(DONE)
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! `sunder run`: the long-running roles of one process, until a signal, or until there is nothing left to do.
+//!
+//! Shutdown is a state: stop taking, drain, give the lease back, exit 0. A second signal, or work that does not end within
+//! [`DRAIN_MAX`], exits non-zero and says what was left.
+
+mod assignment;
+mod idle;
+mod retain;
+mod rewind;
+mod roles;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Serialize;
+use sunder_retention::lease::Lease;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{App, StartError, settings};
+use crate::cli::Role;
+use crate::telemetry::chain;
+
+pub use retain::CaseWork;
+
+/// How long draining may take (chosen: above the poller's drain and the producers' message timeout together).
+const DRAIN_MAX: Duration = Duration::from_secs(90);
+
+/// What a run did, for its last line (DESIGN section 6).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct RunReport {
+    /// Entities fetched.
+    pub polled: u64,
+    /// Events acknowledged by Kafka.
+    pub published: u64,
+    /// Entities left out because the same version was published before.
+    pub unchanged: u64,
+    /// Groups of personal fields dropped in memory.
+    pub dropped: u64,
+    /// Entities that could not be taken in; each is an open gap.
+    pub rejected: u64,
+    /// Windows left as open gaps.
+    pub gaps: u64,
+    /// Raw records split.
+    pub split: u64,
+    /// Rows and blocks written to the stores.
+    pub stored: u64,
+    /// Records sealed into dead letters.
+    pub dead_lettered: u64,
+    /// Cases certified in this run.
+    pub cases_certified: u64,
+    /// Cases that cannot go on until a person acts.
+    pub cases_blocked: u64,
+    /// Sellers that cannot be polled until a person acts.
+    pub sellers_blocked: Vec<String>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// By a signal, drained.
+    Stopped,
+    /// Nothing was left to do.
+    Idle,
+    /// A case is blocked: these say why.
+    Blocked(Vec<String>),
+    /// A role failed, or did not drain in time.
+    Failed(String),
+}
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// Roles of this process.
+    pub roles: Vec<Role>,
+    /// End once there is nothing left to do.
+    pub until_idle: bool,
+}
+
+/// Runs until `stop` (or idle) and drains.
+///
+/// # Errors
+/// [`StartError`] where a role could not be started.
+pub async fn run(
+    app: Arc<App>,
+    options: RunOptions,
+    metrics: Option<PrometheusHandle>,
+    stop: CancellationToken,
+) -> Result<(Ended, RunReport), StartError> {
+    let names: Vec<&str> = options.roles.iter().map(|r| r.as_str()).collect();
+    tracing::info!(roles = names.join(","), kafka = app.kafka.address(), "starting");
+    let length = settings::lease(&app.base.config).to_std();
+    let lease = Lease::register(Arc::clone(&app.base.keyring), &names.join(","), length).await;
+    let lease = lease.map_err(|error| StartError::Part { what: "keys.database".to_owned(), why: chain(&error) })?;
+    // The lease outlives the roles: it is given back when no work is on its way any more.
+    let (lease_stop, lease_stopped) = watch::channel(false);
+    let mut lease_task = JoinSet::new();
+    lease_task.spawn(async move { lease.run(lease_stopped).await });
+
+    let roles_stop = CancellationToken::new();
+    let (running, mut tasks) = roles::Roles::start(&app, &options.roles, metrics, &roles_stop).await?;
+    let ended = tokio::select! {
+        () = stop.cancelled() => Ended::Stopped,
+        failure = roles::first_failure(&mut tasks) => Ended::Failed(failure),
+        ended = idle::wait(&app, &running, options.until_idle) => ended,
+    };
+    tracing::info!("draining");
+    roles_stop.cancel();
+    let drained = tokio::time::timeout(DRAIN_MAX, roles::drain(&mut tasks)).await;
+    let report = running.report();
+    lease_stop.send_replace(true);
+    if let Some(Ok(Err(error))) = lease_task.join_next().await {
+        tracing::warn!(error = chain(&error), "the lease was not given back; it ends by itself");
+    }
+    if drained.is_ok() {
+        Lease::release(&app.base.keyring);
+    }
+    let ended = match (ended, drained) {
+        (ended @ (Ended::Failed(_) | Ended::Blocked(_)), _) => ended,
+        (_, Err(_)) => Ended::Failed("roles did not drain in time; what was in flight is read again at the next start".to_owned()),
+        (_, Ok(Some(failure))) => Ended::Failed(failure),
+        (ended, Ok(None)) => ended,
+    };
+    Ok((ended, report))
+}

@@ -1,0 +1,120 @@
+//! The `retain` role: sweeps, works cases, sends what waits in the outbox, keeps segments rolling.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sunder_retention::case::Progress;
+use sunder_retention::outbox;
+use sunder_schemas::ids::CaseId;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::telemetry::chain;
+
+/// Between two looks at the open cases (chosen: a step waits for other processes for about a lease).
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// A case that is blocked for this long without a break is said to be blocked: shorter ones are a store that was just restarting.
+const BLOCKED_AFTER: Duration = Duration::from_secs(20);
+
+/// What became of the cases so far.
+#[derive(Debug, Default)]
+pub struct CaseWork {
+    certified: AtomicU64,
+    rounds: AtomicU64,
+    open: AtomicU64,
+    blocked: Mutex<BTreeMap<CaseId, (Instant, String)>>,
+}
+
+impl CaseWork {
+    /// Cases certified in this run.
+    #[must_use]
+    pub fn certified(&self) -> u64 {
+        self.certified.load(Ordering::SeqCst)
+    }
+
+    /// Rounds that ended without an error.
+    #[must_use]
+    pub fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::SeqCst)
+    }
+
+    /// Cases that were open at the end of the last round.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    /// Cases that have been blocked long enough to say so, with the reason.
+    #[must_use]
+    pub fn blocked(&self) -> Vec<String> {
+        let blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+        blocked.iter().filter(|(_, (since, _))| since.elapsed() >= BLOCKED_AFTER).map(|(id, (_, why))| format!("{id}: {why}")).collect()
+    }
+
+    /// Works until `stop`; errors are logged once each time they begin, and tried again for ever.
+    pub(super) async fn run(&self, app: &App, stop: &CancellationToken) {
+        let mut was_failing = false;
+        while !stop.is_cancelled() {
+            match self.round(app).await {
+                Ok(()) => {
+                    was_failing = false;
+                    self.rounds.fetch_add(1, Ordering::SeqCst);
+                }
+                Err(error) => {
+                    if !was_failing {
+                        tracing::warn!(error, "cases could not be worked; trying again");
+                    }
+                    was_failing = true;
+                }
+            }
+            // A stop ends the pause; the loop's condition says which of the two it was.
+            _ = tokio::time::timeout(LOOK_EVERY, stop.cancelled()).await;
+        }
+    }
+
+    async fn round(&self, app: &App) -> Result<(), String> {
+        let opened = app.engine.sweep(app.base.clock.now()).await.map_err(|e| chain(&e))?;
+        for case_id in opened {
+            tracing::info!(%case_id, "opened a case for what is due");
+        }
+        let mut open = 0;
+        for (case_id, progress) in app.engine.advance_all().await.map_err(|e| chain(&e))? {
+            match progress {
+                Progress::Done => {
+                    tracing::info!(%case_id, "certified");
+                    metrics::counter!("sunder_retain_cases_certified_total").increment(1);
+                    self.certified.fetch_add(1, Ordering::SeqCst);
+                    self.unblock(&case_id);
+                }
+                Progress::Waiting { .. } => {
+                    open += 1;
+                    self.unblock(&case_id);
+                }
+                Progress::Blocked { why } => {
+                    open += 1;
+                    self.block(case_id, why);
+                }
+            }
+        }
+        self.open.store(open, Ordering::SeqCst);
+        #[expect(clippy::cast_precision_loss, reason = "a gauge of a small number")]
+        metrics::gauge!("sunder_retain_cases_open").set(open as f64);
+        outbox::drain(app.base.keyring.db(), &*app.log).await.map_err(|e| chain(&e))?;
+        app.base.keyring.sweep_quarantine().await.map_err(|e| chain(&e))?;
+        Ok(())
+    }
+
+    fn block(&self, case_id: CaseId, why: String) {
+        let mut blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = blocked.get(&case_id).map_or_else(Instant::now, |(since, _)| *since);
+        if blocked.insert(case_id.clone(), (since, why.clone())).is_none_or(|(_, before)| before != why) {
+            tracing::warn!(%case_id, why, "case is blocked");
+        }
+    }
+
+    fn unblock(&self, case_id: &CaseId) {
+        self.blocked.lock().unwrap_or_else(PoisonError::into_inner).remove(case_id);
+    }
+}
