@@ -221,17 +221,33 @@ impl Kafka {
         }
     }
 
-    /// Sets `settings` of the topic called `name` and leaves every other override as it is.
+    /// Sets `settings` of the topic called `name`, leaves every other override as it is, and returns once the brokers show them.
     ///
     /// # Errors
-    /// [`KafkaError::Call`] with the broker's code.
+    /// [`KafkaError::Call`] with the broker's code; `NotSpread` where a broker still shows other values after 30 s.
     pub async fn set_settings(&self, name: &str, settings: Vec<(String, String)>) -> Result<(), KafkaError> {
-        let (this, name) = (self.clone(), name.to_owned());
+        let (this, topic, wanted) = (self.clone(), name.to_owned(), settings.clone());
         blocking(move || {
             let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-            native::set_topic_settings(this.admin().inner(), &name, &settings, ADMIN_TIMEOUT)
+            native::set_topic_settings(this.admin().inner(), &topic, &settings, ADMIN_TIMEOUT)
         })
-        .await
+        .await?;
+        // The client asks any broker, and each learns of the change by itself: as many looks in a row as there are replicas.
+        let started = Instant::now();
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut equal_looks = 0;
+        while equal_looks < self.settings().replication.max(1) {
+            look.tick().await;
+            let found = self.settings_of(&[name]).await?.remove(name);
+            let is_seen = found
+                .and_then(Result::ok)
+                .is_some_and(|found| wanted.iter().all(|(setting, value)| found.get(setting).is_some_and(|found| is_same(value, found))));
+            equal_looks = if is_seen { equal_looks + 1 } else { 0 };
+            if started.elapsed() > LEADERS_WITHIN {
+                return Err(KafkaError::own(format!("set settings of {name}"), "NotSpread"));
+            }
+        }
+        Ok(())
     }
 
     /// The value of one setting of the topic called `name`; `None` where the broker does not tell it.
