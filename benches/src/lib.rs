@@ -1,1 +1,8 @@
-//! What a record costs at each step, measured.
+//! What a record costs at each step of Sunder, and how long an erasure takes.
+//!
+//! Each bench is a program of its own under `src/bin`, run by `scripts/bench`; this library holds what they share. Method, machine and
+//! figures: `benches/README.md`. A bench that does not find its own results right fails; it never prints a figure for work undone.
+
+pub mod generate;
+pub mod line;
+pub mod measure;
