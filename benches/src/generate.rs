@@ -7,6 +7,10 @@ use std::fmt::Write as _;
 
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use sunder_schemas::time::Timestamp;
+
+/// 2026-11-02T00:00:00Z: the first version of the first order.
+const FIRST_DAY: Timestamp = Timestamp(1_793_577_600_000);
 
 const FIRST: [&str; 8] = ["Jana", "Ole", "Mira", "Tomas", "Ines", "Piet", "Lena", "Yusuf"];
 const LAST: [&str; 8] = ["Beispiel", "Muster", "Example", "Ejemplo", "Esempio", "Voorbeeld", "Exemple", "Probe"];
@@ -96,10 +100,10 @@ fn euros(cents: u32) -> String {
     format!("{}.{:02}", cents / 100, cents % 100)
 }
 
-/// An instant in November 2026, `seconds` after its first day.
+/// `seconds` after 2026-11-02T00:00:00Z, as SP-API writes it.
 fn stamp(seconds: u64) -> String {
-    let (day, rest) = (seconds / 86_400 % 20 + 2, seconds % 86_400);
-    format!("2026-11-{day:02}T{:02}:{:02}:{:02}Z", rest / 3_600, rest / 60 % 60, rest % 60)
+    let since = i64::try_from(seconds.saturating_mul(1_000)).unwrap_or(i64::MAX);
+    Timestamp(FIRST_DAY.0.saturating_add(since)).to_iso()
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! Each bench is a program of its own under `src/bin`, run by `scripts/bench`; this library holds what they share. Method, machine and
 //! figures: `benches/README.md`. A bench that does not find its own results right fails; it never prints a figure for work undone.
 
+pub mod database;
 pub mod generate;
 pub mod line;
+pub mod log;
 pub mod measure;
