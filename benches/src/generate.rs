@@ -71,12 +71,9 @@ impl Generator {
         let cents: u32 = self.random.random_range(500..20_000);
         let (unit, total, tax) = (euros(cents), euros(cents * quantity), euros(cents * quantity * 19 / 119));
         let updated = stamp(version);
-        let asin = 1_000_000 + number % 5_000;
+        let (id, asin) = (order_id(number), asin(number));
         // Writing to a String cannot fail.
-        _ = write!(
-            out,
-            r#"{{"orderId":"302-{number:07}-{asin:07}","createdTime":"2026-11-01T08:15:30Z","lastUpdatedTime":"{updated}","programs":["PRIME"],"#
-        );
+        _ = write!(out, r#"{{"orderId":"{id}","createdTime":"2026-11-01T08:15:30Z","lastUpdatedTime":"{updated}","programs":["PRIME"],"#);
         out.push_str(r#""salesChannel":{"channelName":"AMAZON","marketplaceId":"A1PA6795UKMFR9","marketplaceName":"Amazon.de"},"#);
         _ = write!(
             out,
@@ -94,6 +91,17 @@ impl Generator {
         out.push_str(r#""payment":{"paymentExecutions":[{"paymentMethod":"Standard"}]},"tax":{"taxInvoicing":{"buyerInvoicePreference":"INDIVIDUAL","invoiceStatus":"Pending"}},"#);
         out.push_str(r#""fulfillment":{"fulfillmentStatus":"UNSHIPPED","fulfilledBy":"MERCHANT","fulfillmentServiceLevel":"STANDARD","shipByWindow":{"earliestDateTime":"2026-11-02T00:00:00Z","latestDateTime":"2026-11-03T22:59:59Z"},"deliverByWindow":{"earliestDateTime":"2026-11-04T00:00:00Z","latestDateTime":"2026-11-09T22:59:59Z"}}}"#);
     }
+}
+
+/// The id of order `number`.
+#[must_use]
+pub fn order_id(number: u64) -> String {
+    format!("302-{number:07}-{:07}", asin(number))
+}
+
+/// Number of the one product of order `number`.
+const fn asin(number: u64) -> u64 {
+    1_000_000 + number % 5_000
 }
 
 fn euros(cents: u32) -> String {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use sunder_retention::deadline::Policy;
+use sunder_retention::admit::Candidate;
+use sunder_retention::deadline::{Observed, Policy, Progress};
 use sunder_retention::keydb::KeyDb;
 use sunder_retention::keys::{Context, DataKey, Keyring, SellerKeys};
 use sunder_retention::root::FileRoot;
@@ -12,6 +13,7 @@ use sunder_schemas::class::{Family, FieldGroup, Kind};
 use sunder_schemas::classify::{Classified, Classifier, Page};
 use sunder_schemas::envelope::{Attribution, Entity, RawEvent, SealedGroup};
 use sunder_schemas::ids::{MarketplaceId, SellerId};
+use sunder_schemas::records::OrderFacts;
 use sunder_schemas::time::{ManualClock, Timestamp};
 use tempfile::TempDir;
 
@@ -119,6 +121,36 @@ impl Line {
             clear: order.clear,
             sealed,
             deadline: Some((DEADLINE, "cap_promise".to_owned())),
+        })
+    }
+
+    /// What asks for the order's key.
+    ///
+    /// # Errors
+    /// Where the order lacks what an order has.
+    pub fn candidate(&self, order: &Classified) -> anyhow::Result<Candidate> {
+        let id = order.identity.order_id().context("an order without an id")?;
+        let token = order.identity.token();
+        let source_version = order.identity.source_version().context("an order without a version")?.0;
+        let facts = OrderFacts::from_clear(&order.clear)?;
+        Ok(Candidate {
+            fingerprint: self.keys.fingerprint(id),
+            token,
+            observed: Observed {
+                created: facts.created,
+                last_updated: facts.last_updated,
+                previous_look: None,
+                progress: Progress::Open,
+                delivery_visible: true,
+                latest_promise: facts.latest_promise,
+                last_ship_time: None,
+                packages: 0,
+                packages_delivered: 0,
+                delivered_at: None,
+            },
+            source_version,
+            event_id: self.keys.event_id(Kind::Orders.as_str(), token, source_version, &order.payload_sha256),
+            wants_key: true,
         })
     }
 

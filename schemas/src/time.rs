@@ -23,6 +23,9 @@ impl Timestamp {
     /// # Errors
     /// [`IdError`] without the text.
     pub fn parse(text: &str) -> Result<Self, IdError> {
+        if let Some(at) = seconds_utc(text.as_bytes()) {
+            return Ok(at);
+        }
         DateTime::parse_from_rfc3339(text)
             .map(|t| Self(t.timestamp_millis()))
             .map_err(|_| IdError { what: "time", rule: "ISO 8601 with an offset, e.g. 2026-11-21T12:00:00Z" })
@@ -57,6 +60,27 @@ impl Timestamp {
             Period::Months(n) => self.to_utc().checked_sub_months(Months::new(n)).map_or(Self(i64::MIN), |t| Self(t.timestamp_millis())),
         }
     }
+}
+
+/// The form nearly every time of SP-API has, `2026-11-21T12:00:00Z`, without the general parser; `None` for any
+/// other, also for what is no time.
+fn seconds_utc(text: &[u8]) -> Option<Timestamp> {
+    let text: &[u8; 20] = text.try_into().ok()?;
+    let [y0, y1, y2, y3, b'-', o0, o1, b'-', d0, d1, b'T', h0, h1, b':', m0, m1, b':', s0, s1, b'Z'] = *text else { return None };
+    let two =
+        |tens: u8, ones: u8| (tens.is_ascii_digit() && ones.is_ascii_digit()).then(|| i64::from(tens - b'0') * 10 + i64::from(ones - b'0'));
+    let (year, month, day) = (two(y0, y1)? * 100 + two(y2, y3)?, two(o0, o1)?, two(d0, d1)?);
+    let (hour, minute, second) = (two(h0, h1)?, two(m0, m1)?, two(s0, s1)?);
+    // Days 29 to 31, leap seconds and years before the epoch are rare or need more rules: the general parser knows them.
+    if year < 1970 || !(1..=12).contains(&month) || !(1..=28).contains(&day) || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    // Days from 1970-01-01 in the proleptic Gregorian calendar, years counted from March (Hinnant, `days_from_civil`).
+    let from_march = year - i64::from(month <= 2);
+    let (era, of_era) = (from_march / 400, from_march % 400);
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
+    Some(Timestamp(((days * 24 + hour) * 60 + minute) * 60_000 + second * 1_000))
 }
 
 impl fmt::Display for Timestamp {
@@ -216,6 +240,22 @@ impl Clock for LeapingClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn the_short_way_reads_as_the_general_parser(seconds in 0i64..253_402_300_800) {
+            let at = Timestamp(seconds * 1_000);
+            let text = at.to_utc().to_rfc3339_opts(SecondsFormat::Secs, true);
+            proptest::prop_assert_eq!(Timestamp::parse(&text).unwrap(), at);
+            proptest::prop_assert!(seconds_utc(text.as_bytes()).is_none_or(|short| short == at));
+        }
+
+        #[test]
+        fn what_is_no_time_is_none_by_the_short_way_either(text in "[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z") {
+            let general = DateTime::parse_from_rfc3339(&text).ok().map(|t| Timestamp(t.timestamp_millis()));
+            proptest::prop_assert_eq!(Timestamp::parse(&text).ok(), general);
+        }
+    }
 
     #[test]
     fn periods_read_and_print() {

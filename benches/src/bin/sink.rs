@@ -1,12 +1,13 @@
 //! Bench (d): rows of `orders` into PostgreSQL by the warehouse, next to a driver that only sends the same statements.
 //!
 //! The driver has its arrays made beforehand and knows no offsets; the warehouse gets framed Avro, decodes it, reduces it per key and
-//! moves its position in the transaction. Both use one connection and commit each batch. Their runs take turns.
+//! moves its position in the transaction. Both use as many connections and commit each batch. Their runs take turns.
 
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
+use futures::future::try_join_all;
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArgumentBuffer, PgConnection, PgHasArrayType, PgTypeInfo};
@@ -39,6 +40,9 @@ struct Args {
     /// Rows of one run.
     #[arg(long, default_value_t = 100_000)]
     rows: u64,
+    /// Partitions that are written at once, each over a connection of its own: the sink's loop applies four.
+    #[arg(long, default_value_t = 4)]
+    sources: usize,
     /// Rows of one batch.
     #[arg(long, default_value_t = 2_000)]
     batch: usize,
@@ -147,44 +151,52 @@ fn framed(record: &StateRecord) -> Vec<u8> {
     value
 }
 
-/// The warehouse: decode, reduce, write, move the position.
-async fn by_warehouse(warehouse: &Warehouse, source: &Source, from: &mut i64, work: &Work) -> anyhow::Result<u64> {
-    let mut written = 0;
-    for batch in &work.framed {
-        let mut changes = Vec::with_capacity(batch.len());
-        let expected = (*from > 0).then_some(Offset(*from));
-        for value in batch {
-            let (_, body) = wire::open(value)?;
-            changes.push(Change::Upsert { offset: Offset(*from), record: StateRecord::decode(Kind::Orders, body)? });
-            *from += 1;
+/// The warehouse: decode, reduce, write, move the position; each source takes every `sources`th batch.
+async fn by_warehouse(warehouse: &Warehouse, sources: &mut [(Source, i64)], work: &Work) -> anyhow::Result<u64> {
+    let every = sources.len().max(1);
+    let all = sources.iter_mut().enumerate().map(|(first, (source, next))| async move {
+        let mut written = 0;
+        for batch in work.framed.iter().skip(first).step_by(every) {
+            let mut changes = Vec::with_capacity(batch.len());
+            let expected = (*next > 0).then_some(Offset(*next));
+            for value in batch {
+                let (_, body) = wire::open(value)?;
+                changes.push(Change::Upsert { offset: Offset(*next), record: StateRecord::decode(Kind::Orders, body)? });
+                *next += 1;
+            }
+            written += warehouse.apply(source, expected, Offset(*next), changes).await?.rows_written;
         }
-        written += warehouse.apply(source, expected, Offset(*from), changes).await?.rows_written;
-    }
-    Ok(written)
+        anyhow::Ok(written)
+    });
+    Ok(try_join_all(all).await?.into_iter().sum())
 }
 
-/// The driver: the same statement, arrays as they lie in memory.
-async fn by_driver(connection: &mut PgConnection, sql: &str, work: &Work) -> anyhow::Result<u64> {
-    let mut written = 0;
-    for batch in &work.bound {
-        let mut tx = connection.begin().await?;
-        // The statement is the table's own, without a value in it.
-        let mut query = sqlx::query(AssertSqlSafe(sql.to_owned()));
-        for column in batch {
-            query = match column {
-                Bound::Text(v) => query.bind(v.as_slice()),
-                Bound::Integer(v) => query.bind(v.as_slice()),
-                Bound::Boolean(v) => query.bind(v.as_slice()),
-                Bound::Instant(v) => query.bind(v.as_slice()),
-                Bound::Uuid(v) => query.bind(v.as_slice()),
-                Bound::Numeric(v) => query.bind(v.as_slice()),
-                Bound::Bytes(v) => query.bind(v.as_slice()),
-            };
+/// The driver: the same statement, arrays as they lie in memory; each connection takes every `connections`th batch.
+async fn by_driver(connections: &mut [PgConnection], sql: &str, work: &Work) -> anyhow::Result<u64> {
+    let every = connections.len().max(1);
+    let all = connections.iter_mut().enumerate().map(|(first, connection)| async move {
+        let mut written = 0;
+        for batch in work.bound.iter().skip(first).step_by(every) {
+            let mut tx = connection.begin().await?;
+            // The statement is the table's own, without a value in it.
+            let mut query = sqlx::query(AssertSqlSafe(sql.to_owned()));
+            for column in batch {
+                query = match column {
+                    Bound::Text(v) => query.bind(v.as_slice()),
+                    Bound::Integer(v) => query.bind(v.as_slice()),
+                    Bound::Boolean(v) => query.bind(v.as_slice()),
+                    Bound::Instant(v) => query.bind(v.as_slice()),
+                    Bound::Uuid(v) => query.bind(v.as_slice()),
+                    Bound::Numeric(v) => query.bind(v.as_slice()),
+                    Bound::Bytes(v) => query.bind(v.as_slice()),
+                };
+            }
+            written += query.execute(&mut *tx).await?.rows_affected();
+            tx.commit().await?;
         }
-        written += query.execute(&mut *tx).await?.rows_affected();
-        tx.commit().await?;
-    }
-    Ok(written)
+        anyhow::Ok(written)
+    });
+    Ok(try_join_all(all).await?.into_iter().sum())
 }
 
 /// Who writes, and whether the rows are there before.
@@ -218,29 +230,37 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     let (first, second) = (work(&mut line, args.rows, args.batch, 100)?, work(&mut line, args.rows, args.batch, 200)?);
     let database = Database::create(&args.postgres, "sink").await?;
     let mut options = StoreOptions::new(database.url(), "bench");
-    options.connections = 1;
+    options.connections = u32::try_from(args.sources)?;
     let warehouse = Warehouse::open(&options).await?;
     let mut connection = database.connect().await?;
-    let source = Source { topic: Topic::State(Kind::Orders).name("bench"), incarnation: "one".to_owned(), partition: Partition(0) };
+    let mut connections = Vec::new();
+    for _ in 0..args.sources {
+        connections.push(database.connect().await?);
+    }
+    let source = |partition| Source {
+        topic: Topic::State(Kind::Orders).name("bench"),
+        incarnation: "one".to_owned(),
+        partition: Partition(partition),
+    };
     let sql = Table::of_kind(Kind::Orders).upsert_unnest_sql();
     let mut bench = Bench { args, runs: Default::default(), server: Default::default() };
     for _ in 0..args.runs {
         connection.execute("TRUNCATE orders, sink_offset").await?;
-        let mut next = 0;
-        bench.timed(0, by_warehouse(&warehouse, &source, &mut next, &first)).await?;
-        bench.timed(1, by_warehouse(&warehouse, &source, &mut next, &second)).await?;
+        let mut sources: Vec<(Source, i64)> = (0i32..).take(args.sources).map(|partition| (source(partition), 0)).collect();
+        bench.timed(0, by_warehouse(&warehouse, &mut sources, &first)).await?;
+        bench.timed(1, by_warehouse(&warehouse, &mut sources, &second)).await?;
         connection.execute("TRUNCATE orders, sink_offset").await?;
-        bench.timed(2, by_driver(&mut connection, &sql, &first)).await?;
-        bench.timed(3, by_driver(&mut connection, &sql, &second)).await?;
+        bench.timed(2, by_driver(&mut connections, &sql, &first)).await?;
+        bench.timed(3, by_driver(&mut connections, &sql, &second)).await?;
     }
     let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM orders WHERE status = 'UNSHIPPED' AND total_amount > 0")
         .fetch_one(&mut connection)
         .await?;
     ensure!(stored.unsigned_abs() == args.rows, "{stored} rows are stored of {}", args.rows);
     connection.close().await?;
-    drop(warehouse);
+    drop((warehouse, connections));
     database.remove().await?;
-    say(&format!("(d) rows of orders into PostgreSQL, batches of {}, one connection each", args.batch))?;
+    say(&format!("(d) rows of orders into PostgreSQL, batches of {}, {} partitions at once", args.batch, args.sources))?;
     let mut rates = Vec::new();
     for ((name, runs), server) in CASES.iter().zip(&bench.runs).zip(bench.server) {
         rates.push(report(name, "rows/s", runs, Run::rate)?);

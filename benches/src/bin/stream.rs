@@ -19,13 +19,12 @@ use sunder_benches::log::{Log, PARTITIONS};
 use sunder_benches::measure::{Run, own_cpu, report, say, tree_cpu};
 use sunder_retention::admit::{Admission, Candidate};
 use sunder_retention::cursor::{PageCommit, Published};
-use sunder_retention::deadline::{Observed, Progress};
 use sunder_retention::keys::{Context, DataKey};
 use sunder_schemas::class::{Family, Kind};
 use sunder_schemas::classify::Classified;
 use sunder_schemas::ids::{EntityToken, Offset, Partition};
 use sunder_schemas::records::schema::RecordType;
-use sunder_schemas::records::{OrderFacts, PiiRecord, Record as _};
+use sunder_schemas::records::{PiiRecord, Record as _};
 use sunder_schemas::topic::{Profile, Topic};
 use tokio::runtime::Handle;
 
@@ -126,13 +125,10 @@ impl Stream<'_> {
         let mut commit = PageCommit::default();
         let mut candidates = Vec::with_capacity(orders.len());
         for order in &orders {
-            let id = order.identity.order_id().context("an order without an id")?;
-            let (token, version) = (order.identity.token(), order.identity.source_version().context("no version")?.0);
-            let fingerprint = self.keys.of_seller.fingerprint(id);
-            let event_id = self.keys.of_seller.event_id(Kind::Orders.as_str(), token, version, &order.payload_sha256);
-            let observed = observed(&OrderFacts::from_clear(&order.clear)?);
-            candidates.push(Candidate { fingerprint, token, observed, source_version: version, event_id, wants_key: true });
-            commit.published.push(Published { fingerprint, event_id, source_version: version });
+            let candidate = self.line.candidate(order)?;
+            let Candidate { fingerprint, event_id, source_version, .. } = candidate;
+            candidates.push(candidate);
+            commit.published.push(Published { fingerprint, event_id, source_version });
         }
         let admissions = handle.block_on(self.keys.keyring.admit(&self.keys.seller, &candidates))?;
         for (order, admission) in orders.into_iter().zip(admissions) {
@@ -161,21 +157,6 @@ impl Stream<'_> {
         ensure!(plain.reveal().windows(12).any(|text| text == b"addressLine1"), "the sealed record does not open to an address");
         ensure!(!value.windows(12).any(|text| text == b"addressLine1"), "the address lies in clear on the topic");
         Ok(())
-    }
-}
-
-fn observed(facts: &OrderFacts) -> Observed {
-    Observed {
-        created: facts.created,
-        last_updated: facts.last_updated,
-        previous_look: None,
-        progress: Progress::Open,
-        delivery_visible: true,
-        latest_promise: facts.latest_promise,
-        last_ship_time: None,
-        packages: 0,
-        packages_delivered: 0,
-        delivered_at: None,
     }
 }
 

@@ -65,7 +65,7 @@ pub fn project(event: RawEvent) -> Result<Projected, Unfit> {
     let rows = match event.entity.family {
         Family::Orders => order_rows(&event.clear, &attribution, version, entity)?,
         Family::Inventory => {
-            let level: InventoryLevel = serde_json::from_slice(&event.clear).map_err(|e| Unfit::of(&e))?;
+            let level: InventoryLevel = serde_json::from_str(text(&event.clear)?).map_err(|e| Unfit::of(&e))?;
             vec![StateRecord::InventoryLevel(level_row(level, &attribution, version, entity))]
         }
     };
@@ -88,8 +88,13 @@ pub fn project(event: RawEvent) -> Result<Projected, Unfit> {
     Ok(Projected { rows, pii })
 }
 
+/// The clear part as text: looked at once as a whole, not string by string.
+fn text(clear: &[u8]) -> Result<&str, Unfit> {
+    std::str::from_utf8(clear).map_err(|_| Unfit::whole(DeadLetterReason::BadClearPart))
+}
+
 fn order_rows(clear: &[u8], attribution: &Arc<Attribution>, version: i64, entity: EntityToken) -> Result<Vec<StateRecord>, Unfit> {
-    let mut order: Order = serde_json::from_slice(clear).map_err(|e| Unfit::of(&e))?;
+    let mut order: Order = serde_json::from_str(text(clear)?).map_err(|e| Unfit::of(&e))?;
     if order.order_id.0 != entity {
         return Err(Unfit::whole(DeadLetterReason::KeyMismatch));
     }

@@ -224,13 +224,12 @@ pub(super) fn put_bytes(bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(bytes);
 }
 
-fn put_hex(bytes: &[u8], out: &mut Vec<u8>) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    put_length(bytes.len() * 2, out);
-    for byte in bytes {
-        let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
-        out.extend([digit(byte >> 4), digit(byte & 15)]);
-    }
+/// Appends the hex digits of 16 bytes, a token's or a key id's, as a text.
+fn put_hex(bytes: &[u8; 16], out: &mut Vec<u8>) {
+    let mut digits = [0u8; 32];
+    // 16 bytes always fit 32 digits.
+    _ = hex::encode_to_slice(bytes, &mut digits);
+    put_bytes(&digits, out);
 }
 
 /// A value of one column.

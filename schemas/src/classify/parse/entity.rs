@@ -120,7 +120,7 @@ impl Parser<'_, '_> {
         out.clear();
         emit::clear(out, source, from, mask, tokens, self.tokens, order);
         let clear = out.clone();
-        let payload_sha256 = hex::encode(ring::digest::digest(&ring::digest::SHA256, &clear));
+        let payload_sha256 = hex_digest(&clear);
         let mut groups = Vec::with_capacity((mask & !(CLEAR | LEFT_OUT)).count_ones() as usize);
         for group in FieldGroup::ALL {
             let bit = group_bit(*group);
@@ -150,4 +150,13 @@ impl Parser<'_, '_> {
         self.page.rejected.sort_by_key(|rejected| rejected.index);
         Ok(())
     }
+}
+
+/// SHA-256 as lower-case hex; written at once, where `hex::encode` collects digit by digit.
+fn hex_digest(clear: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, clear);
+    let mut text = [0u8; 64];
+    // 32 bytes always fit 64 digits.
+    _ = hex::encode_to_slice(digest.as_ref(), &mut text);
+    String::from_utf8_lossy(&text).into_owned()
 }

@@ -1,0 +1,258 @@
+//! Bench (e): erase 10,000 of 200,000 orders, on Apache Kafka and PostgreSQL, with every role running.
+//!
+//! Times are those of the case's own events, counted from the request: keys destroyed, sinks clean, verified. The topics have the test
+//! profile's periods (seconds), as verification waits for the log's cleaner.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Parser;
+use sqlx::Connection as _;
+use sunder::kafka::heartbeat;
+use sunder::kafka::log::KafkaLog;
+use sunder::registry::{BuiltIn, Schemas};
+use sunder::sink_runner::SinkRunner;
+use sunder::split::runner::SplitRunner;
+use sunder_benches::database::Database;
+use sunder_benches::generate::{Generator, order_id};
+use sunder_benches::line::{Keys, Line, WANTED};
+use sunder_benches::log::Log;
+use sunder_benches::measure::say;
+use sunder_retention::admit::Admission;
+use sunder_retention::case::{About, Engine, EraseRequest, Parts, Progress, Reason, RingKeys, Scope};
+use sunder_retention::keyfiles::KeyFiles;
+use sunder_retention::keys::Context;
+use sunder_retention::lease::Lease;
+use sunder_retention::ledger::SubjectState;
+use sunder_schemas::certificate::check;
+use sunder_schemas::class::Family;
+use sunder_schemas::envelope::RawEvent;
+use sunder_schemas::ids::{CaseId, OrderId};
+use sunder_schemas::key;
+use sunder_schemas::note::NoteSigner;
+use sunder_schemas::records::schema::RecordType;
+use sunder_schemas::records::{PiiRecord, Record as _, StateRecord};
+use sunder_schemas::time::{Clock as _, ManualClock, Period, SystemClock, Timestamp};
+use sunder_schemas::topic::{Profile, Topic};
+use sunder_sinks::{Sink, StoreOptions, Vault, Warehouse};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Orders of one answer, and of one admission.
+const PAGE: u64 = 1_000;
+/// How often the bench looks whether the sinks have everything.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The lease of this process (DESIGN section 5 names 30 s in production; the case waits for its acknowledgement, a third of it).
+const LEASE: Duration = Duration::from_secs(3);
+/// How long everything may take.
+const GIVE_UP: Duration = Duration::from_secs(900);
+
+#[derive(Parser)]
+#[command(about = "Bench (e): erase 10,000 of 200,000 orders")]
+struct Args {
+    /// Address of the broker.
+    #[arg(long)]
+    kafka: String,
+    /// Process id of the broker; not used here.
+    #[arg(long)]
+    kafka_pid: Option<u32>,
+    /// A database of the PostgreSQL server.
+    #[arg(long)]
+    postgres: String,
+    /// Process id of the server; not used here.
+    #[arg(long)]
+    postgres_pid: Option<u32>,
+    /// Orders there are.
+    #[arg(long, default_value_t = 200_000)]
+    orders: u64,
+    /// Orders that go.
+    #[arg(long, default_value_t = 10_000)]
+    erased: u64,
+}
+
+/// Mints, seals and publishes `orders` orders, as the poller does.
+fn fill(log: &Log, handle: &Handle, keys: &Keys, schemas: &Schemas, orders: u64) -> anyhow::Result<()> {
+    let mut line = Line::new(keys, "searchOrders")?;
+    let mut generator = Generator::new(51);
+    let (mut body, mut ready): (String, VecDeque<RawEvent>) = Default::default();
+    log.fill(Topic::Raw(Family::Orders), orders, |nth, record| {
+        if ready.is_empty() {
+            body.clear();
+            generator.search_orders(nth..orders.min(nth + PAGE), 0, &mut body);
+            let page = line.classify(body.as_bytes())?.entities;
+            let candidates = page.iter().map(|order| line.candidate(order)).collect::<anyhow::Result<Vec<_>>>()?;
+            let admissions = handle.block_on(keys.keyring.admit(&keys.seller, &candidates))?;
+            for (order, admission) in page.into_iter().zip(admissions) {
+                let Admission::Seal { key, .. } = admission else { bail!("an order was not admitted") };
+                ready.push_back(line.seal(order, &key, |_| true)?);
+            }
+        }
+        let event = ready.pop_front().context("a page with too few orders")?;
+        let token = event.entity.token;
+        record.partition = log.kafka.partition_of(&keys.seller, token).0;
+        record.key = key::event_key(&keys.seller, token, None, event.attribution.event_id);
+        schemas.begin(RecordType::RawEvent, &mut record.value);
+        event.encode(&mut record.value);
+        Ok(())
+    })
+}
+
+/// What runs beside the case.
+struct Roles {
+    splitter: SplitRunner,
+    warehouse: SinkRunner<StateRecord>,
+    vault: SinkRunner<PiiRecord>,
+}
+
+/// Works the case to its certificate and returns the events' times after the request, in ms.
+async fn erase(engine: &Engine, keys: &Keys, orders: impl Iterator<Item = u64>) -> anyhow::Result<(CaseId, Vec<(&'static str, i64)>)> {
+    let orders = orders.map(|number| OrderId::parse(&order_id(number))).collect::<Result<Vec<_>, _>>()?;
+    let asked = SystemClock::default().now();
+    let request = EraseRequest {
+        seller: keys.seller.clone(),
+        scope: Scope::Orders(orders),
+        reason: Reason::BuyerRequest,
+        with_business_data: None,
+        now: false,
+        requested_by: "bench".to_owned(),
+    };
+    let case = engine.request(&request).await?;
+    loop {
+        match engine.advance(&case).await? {
+            Progress::Done => break,
+            Progress::Waiting { again, .. } => tokio::time::sleep(again).await,
+            Progress::Blocked { why } => bail!("the case is blocked: {why}"),
+        }
+    }
+    let mut times = Vec::new();
+    for event in engine.show(&case).await?.events {
+        times.push((event.step, Timestamp::parse(&event.at_system)?.0 - asked.0));
+    }
+    Ok((case, times))
+}
+
+/// The erased order is gone, another opens, the business rows stay, the certificate checks.
+async fn look(args: &Args, keys: &Keys, vault: &Vault, engine: &Engine, case: &CaseId, store: &Database) -> anyhow::Result<()> {
+    let token = |number| anyhow::Ok(keys.of_seller.order_token(&OrderId::parse(&order_id(number))?));
+    let (gone, kept) = (token(0)?, token(1)?);
+    ensure!(vault.blocks(&keys.seller, gone).await?.is_empty(), "an erased order still has blocks in the vault");
+    ensure!(matches!(keys.keyring.subject(&keys.seller, gone).await?, SubjectState::Destroyed), "an erased order's key lives");
+    let SubjectState::Live(key) = keys.keyring.subject(&keys.seller, kept).await? else { bail!("another order's key is gone") };
+    let blocks = vault.blocks(&keys.seller, kept).await?;
+    let block = blocks.iter().find(|block| block.field_group == WANTED).context("another order's block is gone")?;
+    let context = Context { seller: &keys.seller, entity: kept, group: WANTED, classification: &block.classification };
+    key.open(&context, block.block.as_bytes())?;
+    let mut connection = store.connect().await?;
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM orders").fetch_one(&mut connection).await?;
+    ensure!(rows.unsigned_abs() == args.orders, "{rows} business rows are left of {}", args.orders);
+    let sealed: i64 = sqlx::query_scalar("SELECT count(*) FROM sealed_block").fetch_one(&mut connection).await?;
+    ensure!(sealed.unsigned_abs() == 2 * (args.orders - args.erased), "{sealed} sealed blocks are left");
+    connection.close().await?;
+    let files = engine.certificate(case).await?;
+    let statement = check(&files.note, &files.verifier_key, Some(&files.proof), Some(&files.statement))?.statement;
+    ensure!(statement.recover.opened == 0 && statement.scan.found == 0, "the certificate says that something is left");
+    Ok(())
+}
+
+async fn wait_until_stored(roles: &Roles, orders: u64) -> anyhow::Result<()> {
+    let all = async {
+        while roles.vault.progress().rows_written < 2 * orders || roles.warehouse.progress().rows_written < 2 * orders {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::time::timeout(GIVE_UP, all).await.context("the sinks did not get everything")
+}
+
+fn engine(keys: &Keys, log: &Log, warehouse: &Arc<Warehouse>, vault: &Arc<Vault>) -> anyhow::Result<Engine> {
+    let kafka_log = Arc::new(KafkaLog::new(log.kafka.clone()));
+    Ok(Engine::new(Parts {
+        db: keys.keyring.db().clone(),
+        keys: Arc::new(RingKeys::new(Arc::clone(&keys.keyring), "retain".to_owned())),
+        log: kafka_log.clone(),
+        forget: vec![warehouse.clone(), vault.clone()],
+        prove: vec![kafka_log, warehouse.clone(), vault.clone(), Arc::new(KeyFiles::new(Arc::clone(&keys.keyring)))],
+        clock: Arc::new(ManualClock::at(keys.keyring.now())),
+        system_clock: Arc::new(SystemClock::default()),
+        signer: Arc::new(NoteSigner::from_seed("example.com/sunder-bench", &[9; 32])?),
+        about: About {
+            tool: "sunder-benches".to_owned(),
+            operator: "retain".to_owned(),
+            validator: "verify".to_owned(),
+            policy_version: "bench/1".to_owned(),
+            policy: serde_json::json!({}),
+            request_due: Period::days(30),
+            expiry_due: Period::days(2),
+        },
+    }))
+}
+
+fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
+    let log = handle.block_on(Log::open(&args.kafka, "erase", Profile::Test))?;
+    let (key_store, store) = handle.block_on(async {
+        anyhow::Ok((Database::create(&args.postgres, "keys").await?, Database::create(&args.postgres, "store").await?))
+    })?;
+    let keys = handle.block_on(Keys::open(Some(key_store.url())))?;
+    let schemas = Arc::new(handle.block_on(Schemas::open(Arc::new(BuiltIn), &log.kafka.settings().prefix))?);
+    let options = StoreOptions::new(store.url(), &log.kafka.settings().prefix);
+    let erased = keys.keyring.erased().clone();
+    let warehouse = Arc::new(handle.block_on(Warehouse::open(&options))?);
+    let vault = Arc::new(handle.block_on(Vault::open(&options, Arc::new(move |key| erased.contains(key))))?);
+    fill(&log, handle, &keys, &schemas, args.orders)?;
+    let lease = handle.block_on(Lease::register(Arc::clone(&keys.keyring), "split,sink,retain", LEASE))?;
+    let roles = Roles {
+        splitter: SplitRunner::new(
+            log.kafka.clone(),
+            Arc::clone(&schemas),
+            Arc::clone(&keys.keyring),
+            vec![Family::Orders],
+            "sunder-benches",
+        ),
+        warehouse: SinkRunner::new(log.kafka.clone(), Arc::clone(&schemas), warehouse.clone() as Arc<dyn Sink<StateRecord>>, None),
+        vault: SinkRunner::new(log.kafka.clone(), schemas, vault.clone() as Arc<dyn Sink<PiiRecord>>, Some(Arc::clone(&keys.keyring))),
+    };
+    let stop = CancellationToken::new();
+    let (stop_lease, stopped) = watch::channel(false);
+    let times = std::thread::scope(|scope| {
+        let splitting = scope.spawn(|| roles.splitter.run(handle, &stop));
+        let warehousing = scope.spawn(|| roles.warehouse.run(handle, &stop));
+        let vaulting = scope.spawn(|| roles.vault.run(handle, &stop));
+        let leasing = scope.spawn(|| handle.block_on(lease.run(stopped)));
+        let beating = scope.spawn(|| handle.block_on(heartbeat::run(log.kafka.clone(), stop.clone())));
+        let erased = handle.block_on(async {
+            wait_until_stored(&roles, args.orders).await?;
+            let engine = engine(&keys, &log, &warehouse, &vault)?;
+            let every = (args.orders / args.erased.max(1)).max(1);
+            let (case, times) = erase(&engine, &keys, (0..args.erased).map(|nth| nth * every)).await?;
+            look(args, &keys, &vault, &engine, &case, &store).await?;
+            anyhow::Ok(times)
+        });
+        stop.cancel();
+        let panicked = |_| anyhow::anyhow!("a role panicked");
+        splitting.join().map_err(panicked)??;
+        warehousing.join().map_err(panicked)??;
+        vaulting.join().map_err(panicked)??;
+        beating.join().map_err(panicked)?;
+        stop_lease.send(true).context("the lease ended before the case")?;
+        leasing.join().map_err(panicked)??;
+        erased
+    })?;
+    say(&format!("(e) {} of {} orders erased; ms after the request:", args.erased, args.orders))?;
+    for (step, at) in &times {
+        say(&format!("  {step:<42} {at:>12} ms"))?;
+    }
+    drop((roles, warehouse, vault, keys));
+    handle.block_on(async {
+        store.remove().await?;
+        key_store.remove().await
+    })
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    ensure!(args.erased > 0 && args.erased <= args.orders, "--erased must be between 1 and --orders");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    run(&args, runtime.handle())
+}
