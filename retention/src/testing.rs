@@ -4,7 +4,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -31,7 +30,6 @@ enum Server {
 }
 
 static SERVER: OnceLock<Server> = OnceLock::new();
-static DATABASES: AtomicU32 = AtomicU32::new(0);
 
 /// The URL of a new, empty database on PostgreSQL, or `None` where no server is to be had: then the test says so loudly and its
 /// PostgreSQL half passes. In CI (variable `CI`) a missing server is a failure.
@@ -41,14 +39,20 @@ static DATABASES: AtomicU32 = AtomicU32::new(0);
 pub async fn postgres() -> Option<String> {
     let server = tokio::task::spawn_blocking(|| SERVER.get_or_init(start)).await.unwrap();
     let base = match server {
-        Server::Given(url) | Server::Private { url, .. } => url.trim_end_matches('/'),
+        Server::Given(url) | Server::Private { url, .. } => without_database(url),
         Server::Missing => return None,
     };
-    let name = format!("sunder_test_{}_{}", std::process::id(), DATABASES.fetch_add(1, Ordering::SeqCst));
+    let name = format!("sunder_test_{}", uuid::Uuid::new_v4().simple());
     let pool = PgPoolOptions::new().max_connections(1).connect(&format!("{base}/postgres")).await.expect("the PostgreSQL server answers");
     pool.execute(AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.expect("the database is made");
     pool.close().await;
     Some(format!("{base}/{name}"))
+}
+
+/// The server of a URL, which may name a database.
+fn without_database(url: &str) -> &str {
+    let server = url.find("://").map_or(0, |at| at + 3);
+    url.get(server..).and_then(|rest| rest.find('/')).and_then(|slash| url.get(..server + slash)).unwrap_or(url)
 }
 
 fn variable(name: &str) -> Option<String> {

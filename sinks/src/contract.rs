@@ -17,7 +17,6 @@ use sunder_schemas::records::{PackageRow, PiiRecord, StateRecord};
 use sunder_schemas::time::Timestamp;
 
 use crate::rows::Row;
-use crate::testing::{Server, postgres};
 use crate::{Change, Retry, Sink, SinkError, Source, StoreOptions, Vault, Warehouse};
 
 mod laws;
@@ -149,24 +148,22 @@ struct Bench<F: Fixture> {
     store: F::Store,
     options: StoreOptions,
     sql: AnyPool,
-    _server: Option<Arc<Server>>,
     _folder: Option<tempfile::TempDir>,
 }
 
 impl<F: Fixture> Bench<F> {
     async fn on(database: &str) -> Option<Self> {
-        let (url, server, folder) = if database == "postgres" {
-            let server = postgres()?;
-            (server.database().await, Some(server), None)
+        let (url, folder) = if database == "postgres" {
+            (sunder_retention::testing::postgres().await?, None)
         } else {
             let folder = tempfile::tempdir().unwrap();
-            (format!("sqlite://{}", folder.path().join("store.db").display()), None, Some(folder))
+            (format!("sqlite://{}", folder.path().join("store.db").display()), Some(folder))
         };
         let options = StoreOptions::new(&url, "sp");
         let store = F::open(&options).await.unwrap();
         sqlx::any::install_default_drivers();
         let sql = AnyPoolOptions::new().max_connections(1).connect(&url).await.unwrap();
-        Some(Self { store, options, sql, _server: server, _folder: folder })
+        Some(Self { store, options, sql, _folder: folder })
     }
 
     /// Rows by entity: version and tag.

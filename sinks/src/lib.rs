@@ -12,8 +12,6 @@ pub mod rows;
 mod sqlite;
 mod store;
 pub mod tables;
-#[cfg(any(test, feature = "testing"))]
-pub mod testing;
 mod vault;
 mod warehouse;
 
