@@ -62,6 +62,8 @@ pub enum Admission {
     },
     /// Drop it in memory and count the reason; publish the clear part.
     Drop(DropReason),
+    /// Erased with its business data: publish nothing.
+    Withheld,
     /// This version was published and acknowledged before: publish nothing.
     Unchanged,
 }
@@ -87,6 +89,8 @@ struct Subject {
     decision: Option<(Timestamp, String)>,
     source_version: Option<i64>,
     event_id: Option<String>,
+    /// Whether its business data was erased too.
+    is_withheld: bool,
     /// Whether the row was read from the database.
     is_stored: bool,
     /// Whether the batch changed it.
@@ -107,6 +111,7 @@ impl Subject {
             decision: None,
             source_version: None,
             event_id: None,
+            is_withheld: false,
             is_stored: false,
             is_changed: true,
         }
@@ -119,11 +124,15 @@ enum Verdict {
     Seal,
     Clear,
     Drop(DropReason),
+    Withheld,
     Unchanged,
 }
 
 /// Decides on `candidate` and brings `subject`'s facts up to this version.
 fn decide(subject: &mut Subject, candidate: &Candidate, policy: &Policy, now: Timestamp) -> Verdict {
+    if subject.is_withheld {
+        return Verdict::Withheld;
+    }
     if subject.event_id.as_deref() == Some(&candidate.event_id.to_string()) {
         return Verdict::Unchanged;
     }
@@ -201,6 +210,7 @@ impl Batch<'_> {
         let (deadline, rule) = subject.decision.clone().unwrap_or((self.now, String::new()));
         Ok(match verdict {
             Verdict::Unchanged => Admission::Unchanged,
+            Verdict::Withheld => Admission::Withheld,
             Verdict::Drop(reason) => Admission::Drop(reason),
             Verdict::Clear => Admission::Clear { deadline, rule },
             Verdict::Seal => Admission::Seal { key: self.key_of(subject, candidate, fresh)?, deadline, rule },
@@ -242,7 +252,7 @@ impl Batch<'_> {
         for chunk in prints.chunks(ROWS_PER_STATEMENT) {
             let mut sql =
                 "SELECT fingerprint, token, state, key_id, wrapped, commitment, witness, wrapping_version, facts, deadline, rule, \
-                           source_version, event_id FROM subject WHERE fingerprint IN "
+                           source_version, event_id, withheld_epoch FROM subject WHERE fingerprint IN "
                     .to_owned();
             push_tuples(&mut sql, 1, chunk.len(), 1);
             sql.push_str(" ORDER BY fingerprint");
@@ -351,6 +361,7 @@ fn subject_of(row: &AnyRow) -> Result<(Fingerprint, Subject), DbError> {
         decision: deadline.map(Timestamp).zip(rule),
         source_version: row.try_get("source_version").map_err(&failed)?,
         event_id: row.try_get("event_id").map_err(&failed)?,
+        is_withheld: row.try_get::<Option<i64>, _>("withheld_epoch").map_err(&failed)?.is_some(),
         is_stored: true,
         is_changed: false,
     };

@@ -51,6 +51,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (107, include_str!("../migrations/0107_scan_control.sql")),
     (108, include_str!("../migrations/0108_topic_incarnation.sql")),
     (109, include_str!("../migrations/0109_unclassified_field.sql")),
+    (110, include_str!("../migrations/0110_withheld.sql")),
     (201, include_str!("../migrations/0201_case.sql")),
 ];
 

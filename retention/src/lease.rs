@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Row};
-use sunder_schemas::ids::KeyId;
+use sunder_schemas::ids::{EntityToken, KeyId};
 use tokio::sync::watch;
 
 use crate::keydb::{DbError, KeyDb, blob, on};
@@ -112,9 +112,11 @@ impl Drop for Passage {
 struct Erased {
     epoch: i64,
     keys: HashSet<KeyId>,
+    withheld: HashSet<EntityToken>,
 }
 
-/// The ids of all destroyed keys, as far as this process has heard: gates splitter and sinks. 16 bytes a key and some.
+/// The ids of all destroyed keys, and the entities whose business data went too, as far as this process has heard: gates splitter and
+/// sinks. 16 bytes a key and some.
 #[derive(Debug, Clone, Default)]
 pub struct ErasedKeys(Arc<RwLock<Erased>>);
 
@@ -125,13 +127,20 @@ impl ErasedKeys {
         self.0.read().unwrap_or_else(PoisonError::into_inner).keys.contains(&key)
     }
 
-    /// How many there are.
+    /// Whether the rows of `entity` are withheld: it was erased with its business data. A token is an HMAC under its seller's own key,
+    /// so it says whose it is.
+    #[must_use]
+    pub fn withholds(&self, entity: EntityToken) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).withheld.contains(&entity)
+    }
+
+    /// How many keys there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.read().unwrap_or_else(PoisonError::into_inner).keys.len()
     }
 
-    /// Whether there are none.
+    /// Whether no key is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -162,11 +171,25 @@ impl ErasedKeys {
             .map_err(on("read revoked keys"))?;
         let bad = || DbError::fixed("read revoked keys", "bad_column");
         let keys: Vec<KeyId> = rows.iter().map(|row| blob(row, "key_id")?.map(KeyId).ok_or_else(bad)).collect::<Result<_, _>>()?;
+        let withheld = withheld(db, known, epoch).await?;
         let mut erased = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        erased.withheld.extend(withheld);
         erased.keys.extend(keys.iter().copied());
         erased.epoch = erased.epoch.max(epoch);
         Ok((epoch, keys))
     }
+}
+
+/// The entities that were erased with their business data after epoch `after`, up to `until`.
+async fn withheld(db: &KeyDb, after: i64, until: i64) -> Result<Vec<EntityToken>, DbError> {
+    let rows = sqlx::query("SELECT token FROM subject WHERE withheld_epoch > $1 AND withheld_epoch <= $2 AND token IS NOT NULL")
+        .bind(after)
+        .bind(until)
+        .fetch_all(db.pool())
+        .await
+        .map_err(on("read withheld entities"))?;
+    let bad = || DbError::fixed("read withheld entities", "bad_column");
+    rows.iter().map(|row| blob(row, "token")?.map(EntityToken).ok_or_else(bad)).collect()
 }
 
 /// The present ledger epoch.

@@ -17,6 +17,7 @@ use crate::deadline::{self, Facts, Rule};
 use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, blob, numbered, on, push_tuples};
 use crate::keys::{DataKey, KeyError, Keyring};
 use crate::outbox::{self, Outgoing};
+use crate::store::Extent;
 
 /// What is known of a subject.
 #[derive(Debug, Clone)]
@@ -67,6 +68,8 @@ pub struct Destruction<'a> {
     pub seller: &'a SellerId,
     /// The subjects; a fingerprint that was never seen is written down as destroyed.
     pub subjects: &'a [Condemned],
+    /// How much of them goes: with their business data they are withheld from then on, and no weaker erasure takes that back.
+    pub extent: Extent,
     /// When, by the policy clock.
     pub at: Timestamp,
     /// Who asked, for the audit log: `sweep`, or a user.
@@ -108,19 +111,21 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
     lock_seller(tx, destruction.seller).await?;
     // Locked by destroyers alone and before any subject, so that epochs are committed in their order.
     let epoch = next_epoch(tx).await?;
+    let withheld = (destruction.extent == Extent::WithBusinessData).then_some(epoch);
     let mut subjects: Vec<&Condemned> = destruction.subjects.iter().collect();
     subjects.sort_unstable_by_key(|s| s.fingerprint);
     subjects.dedup_by_key(|s| s.fingerprint);
     let (mut all, mut now) = (Vec::with_capacity(subjects.len()), Vec::new());
     for chunk in subjects.chunks(ROWS_PER_STATEMENT) {
-        let mut sql = "INSERT INTO subject (fingerprint, seller, token, state, created_at, destroyed_at, destroyed_epoch, case_id) VALUES "
+        let mut sql = "INSERT INTO subject (fingerprint, seller, token, state, created_at, destroyed_at, destroyed_epoch, case_id, withheld_epoch) VALUES "
             .to_owned();
-        push_tuples(&mut sql, chunk.len(), 8, 1);
+        push_tuples(&mut sql, chunk.len(), 9, 1);
         sql.push_str(
             " ON CONFLICT (fingerprint) DO UPDATE SET state = 'destroyed', wrapped = NULL, token = COALESCE(subject.token, excluded.token), \
              destroyed_at = COALESCE(subject.destroyed_at, excluded.destroyed_at), \
              destroyed_epoch = COALESCE(subject.destroyed_epoch, excluded.destroyed_epoch), \
-             case_id = COALESCE(subject.case_id, excluded.case_id) RETURNING fingerprint, key_id, destroyed_epoch",
+             case_id = COALESCE(subject.case_id, excluded.case_id), \
+             withheld_epoch = COALESCE(subject.withheld_epoch, excluded.withheld_epoch) RETURNING fingerprint, key_id, destroyed_epoch",
         );
         let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
         for subject in chunk {
@@ -132,7 +137,8 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
                 .bind(destruction.at.0)
                 .bind(destruction.at.0)
                 .bind(epoch)
-                .bind(destruction.case.as_str().to_owned());
+                .bind(destruction.case.as_str().to_owned())
+                .bind(withheld);
         }
         for row in query.fetch_all(&mut **tx).await.map_err(&failed)? {
             let fingerprint = Fingerprint(blob(&row, "fingerprint")?.unwrap_or([0; 32]));
@@ -154,7 +160,7 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
         action: "keys.destroyed",
         object: destruction.case.to_string(),
         outcome: AuditOutcome::Success,
-        detail: json!({ "seller": destruction.seller, "subjects": all.len(), "destroyed": now.len(), "keys": keys.len(), "epoch": epoch }),
+        detail: json!({ "seller": destruction.seller, "subjects": all.len(), "destroyed": now.len(), "keys": keys.len(), "epoch": epoch, "extent": destruction.extent }),
     };
     audit::append(tx, destruction.at, &event).await?;
     Ok(Destroyed { epoch, keys: all })

@@ -13,6 +13,7 @@ use sunder_schemas::ids::{MarketplaceId, SellerId};
 
 use crate::keydb::{DbError, KeyDb, Write, on};
 use crate::keys::{KeyError, Keyring};
+use crate::ledger::lock_seller;
 
 /// Whether a seller is polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,7 +230,7 @@ pub async fn set_state(keyring: &Keyring, seller: &SellerId, to: SellerState, co
 }
 
 /// Destroys what opens a removed seller's data and makes its tokens, within the transaction of its off-boarding case, once the case has
-/// recorded its tokens: refresh token, wrapping key, token key. The ledger key stays.
+/// recorded its tokens: refresh token, wrapping key, token key. The ledger key stays. A seller that was never known has none.
 ///
 /// # Errors
 /// [`DbError`] where the seller is not removed: set its state first, so that no poller mints in between.
@@ -241,7 +242,10 @@ pub async fn destroy_keys(tx: &mut Write, seller: &SellerId) -> Result<(), DbErr
     .execute(&mut **tx)
     .await
     .map_err(on("destroy a seller's keys"))?;
-    if done.rows_affected() == 1 { Ok(()) } else { Err(DbError::fixed("destroy a seller's keys", "not_removed")) }
+    if done.rows_affected() == 1 || lock_seller(tx, seller).await?.is_none() {
+        return Ok(());
+    }
+    Err(DbError { action: "destroy a seller's keys", code: "not_removed".to_owned(), retry: true })
 }
 
 /// The seller's refresh token, for its poller.

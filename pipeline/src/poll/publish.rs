@@ -94,10 +94,8 @@ impl Publisher {
         let mut buffer = Vec::with_capacity(8 * 1024);
         let mut sent = 0;
         for (entity, admission) in prepared.into_iter().zip(admissions) {
-            if matches!(admission, Admission::Unchanged) {
-                self.counts.unchanged.fetch_add(1, Ordering::Relaxed);
-                metrics::counter!("sunder_poll_outcomes_total", "outcome" => "filtered", "reason" => FilterReason::Unchanged.as_str())
-                    .increment(1);
+            if let Some(reason) = self.count_filtered(&admission) {
+                metrics::counter!("sunder_poll_outcomes_total", "outcome" => "filtered", "reason" => reason.as_str()).increment(1);
                 continue;
             }
             let event = self.seal(origin, entity, &admission, &mut commit);
@@ -109,6 +107,17 @@ impl Publisher {
         metrics::counter!("sunder_poll_outcomes_total", "outcome" => "stored", "reason" => "").increment(sent);
         self.keyring.commit_page(origin.seller, commit).await?;
         Ok(sum)
+    }
+
+    /// Why an entity is not published at all, if so.
+    fn count_filtered(&self, admission: &Admission) -> Option<FilterReason> {
+        let (count, reason) = match admission {
+            Admission::Unchanged => (&self.counts.unchanged, FilterReason::Unchanged),
+            Admission::Withheld => (&self.counts.withheld, FilterReason::Erased),
+            Admission::Seal { .. } | Admission::Clear { .. } | Admission::Drop(_) => return None,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        Some(reason)
     }
 
     /// Gives each entity its version, marketplace and event id; what lacks them is rejected, and counted.
@@ -154,6 +163,8 @@ impl Publisher {
             })
             .collect();
         if candidates.is_empty() {
+            // Asked all the same: a seller that was removed publishes nothing more.
+            self.keyring.admit(origin.seller, &[]).await?;
             return Ok(prepared.iter().map(|_| Admission::Drop(DropReason::NotWanted)).collect());
         }
         Ok(self.keyring.admit(origin.seller, &candidates).await?)
@@ -166,7 +177,7 @@ impl Publisher {
         let (key, refused, deadline) = match admission {
             Admission::Seal { key, deadline, rule } => (Some(key), None, Some((*deadline, rule.clone()))),
             Admission::Drop(reason) => (None, Some(*reason), None),
-            Admission::Clear { .. } | Admission::Unchanged => (None, Some(DropReason::NotWanted), None),
+            Admission::Clear { .. } | Admission::Withheld | Admission::Unchanged => (None, Some(DropReason::NotWanted), None),
         };
         let supplied: Vec<FieldGroup> = entity.classified.groups.iter().map(|(group, _)| *group).collect();
         let fates = fate::fates(&origin.wishes, &supplied, refused);

@@ -91,6 +91,7 @@ pub(super) struct Counts {
     pub(super) polled: AtomicU64,
     pub(super) published: AtomicU64,
     pub(super) unchanged: AtomicU64,
+    pub(super) withheld: AtomicU64,
     pub(super) dropped: AtomicU64,
     pub(super) rejected: AtomicU64,
     pub(super) gaps: AtomicU64,
@@ -105,6 +106,8 @@ pub struct Progress {
     pub published: u64,
     /// Entities left out because the same version was published before.
     pub unchanged: u64,
+    /// Entities left out because they were erased with their business data.
+    pub withheld: u64,
     /// Groups of personal fields that were fetched and dropped in memory.
     pub dropped: u64,
     /// Entities that could not be taken in; each left a gap.
@@ -209,6 +212,7 @@ impl Poller {
             polled: get(&self.counts.polled),
             published: get(&self.counts.published),
             unchanged: get(&self.counts.unchanged),
+            withheld: get(&self.counts.withheld),
             dropped: get(&self.counts.dropped),
             rejected: get(&self.counts.rejected),
             gaps: get(&self.counts.gaps),

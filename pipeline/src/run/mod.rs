@@ -37,6 +37,8 @@ pub struct RunReport {
     pub published: u64,
     /// Entities left out because the same version was published before.
     pub unchanged: u64,
+    /// Entities left out because they were erased with their business data.
+    pub withheld: u64,
     /// Groups of personal fields dropped in memory.
     pub dropped: u64,
     /// Entities that could not be taken in; each is an open gap.

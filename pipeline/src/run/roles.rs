@@ -210,6 +210,7 @@ impl Roles {
             report.polled = progress.polled;
             report.published = progress.published;
             report.unchanged = progress.unchanged;
+            report.withheld = progress.withheld;
             report.dropped = progress.dropped;
             report.rejected = progress.rejected;
             report.gaps = progress.gaps;

@@ -1,6 +1,7 @@
 //! One raw record in, one outcome out, and the records it becomes. Pure but for what [`Surroundings`] does.
 //!
-//! Invariants: every record ends in exactly one [`Outcome`]; a block of a destroyed key is never written on; nothing of a record that
+//! Invariants: every record ends in exactly one [`Outcome`]; a block of a destroyed key is never written on, nor anything of an entity
+//! that was erased with its business data; nothing of a record that
 //! cannot be split leaves unsealed. An older version still goes to `events.*`, for a crash may have cut off its first writing and the
 //! key makes a second one harmless; `state.*` and `pii.*` it never touches.
 
@@ -50,6 +51,9 @@ pub trait Surroundings {
 
     /// Whether `key` is destroyed.
     fn is_erased(&self, key: KeyId) -> bool;
+
+    /// Whether `entity` was erased with its business data, so that nothing of it is written any more.
+    fn is_withheld(&self, entity: EntityToken) -> bool;
 
     /// Asks the registry for the schema `id`.
     ///
@@ -197,6 +201,9 @@ impl<'s> Splitter<'s> {
     }
 
     fn split<S: Surroundings>(&mut self, record: &RawRecord<'_>, mut event: RawEvent, around: &mut S) -> Result<Outcome, S::Error> {
+        if around.is_withheld(event.entity.token) {
+            return Ok(Outcome::Filtered(FilterReason::Erased));
+        }
         let sealed = event.sealed.len();
         event.sealed.retain(|group| !around.is_erased(group.block.key()));
         let erased = u64::try_from(sealed - event.sealed.len()).unwrap_or(u64::MAX);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use sunder_retention::keys::{DataKey, KeyError, Keyring};
 use sunder_schemas::class::Family;
-use sunder_schemas::ids::{KeyId, Offset, Partition};
+use sunder_schemas::ids::{EntityToken, KeyId, Offset, Partition};
 use sunder_schemas::outcome::{DeadLetterReason, FilterReason};
 use sunder_schemas::records::Record as _;
 use sunder_schemas::records::schema::RecordType;
@@ -354,6 +354,10 @@ impl Surroundings for Surround<'_> {
 
     fn is_erased(&self, key: KeyId) -> bool {
         self.runner.keyring.erased().contains(key)
+    }
+
+    fn is_withheld(&self, entity: EntityToken) -> bool {
+        self.runner.keyring.erased().withholds(entity)
     }
 
     fn learn(&mut self, id: u32) -> Result<(), SplitError> {

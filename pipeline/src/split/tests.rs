@@ -23,6 +23,7 @@ type Written = (Topic, Partition, String, Option<Vec<u8>>, Vec<(String, String)>
 #[derive(Default)]
 struct World {
     erased: HashSet<KeyId>,
+    withheld: HashSet<EntityToken>,
     log: Vec<Written>,
     dead: Vec<DeadLetterReason>,
 }
@@ -31,6 +32,9 @@ impl Surroundings for World {
     type Error = std::convert::Infallible;
     fn is_erased(&self, key: KeyId) -> bool {
         self.erased.contains(&key)
+    }
+    fn is_withheld(&self, entity: EntityToken) -> bool {
+        self.withheld.contains(&entity)
     }
     fn learn(&mut self, _: u32) -> Result<(), Self::Error> {
         Ok(())
@@ -240,6 +244,19 @@ fn what_was_erased_with_its_business_data_does_not_come_back() {
     splitter.assign(Family::Orders, framed(&event).1, versions);
     assert_eq!(feed(&mut splitter, &mut world, &event), Outcome::Filtered(FilterReason::Erased));
     assert!(world.log.is_empty());
+}
+
+#[test]
+fn a_running_splitter_withholds_what_it_knows_as_living() {
+    let (schemas, mut world) = (schemas(), World::default());
+    let mut splitter = Splitter::new(&schemas, PARTITIONS);
+    assert_eq!(feed(&mut splitter, &mut world, &order(1, 10, 10, &[2], &[])), Outcome::Stored);
+    let written = world.log.len();
+    let later = order(1, 20, 20, &[2], &[]);
+    world.withheld.insert(later.entity.token);
+    assert_eq!(feed(&mut splitter, &mut world, &later), Outcome::Filtered(FilterReason::Erased));
+    assert_eq!(world.log.len(), written);
+    assert_eq!(feed(&mut splitter, &mut world, &order(3, 10, 10, &[4], &[])), Outcome::Stored, "others go on");
 }
 
 #[test]

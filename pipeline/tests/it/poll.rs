@@ -16,6 +16,7 @@ use sunder_retention::keydb::KeyDb;
 use sunder_retention::keys::{Context, Keyring};
 use sunder_retention::ledger::{self, Condemned, Destruction, SubjectState};
 use sunder_retention::root::FileRoot;
+use sunder_retention::store::Extent;
 use sunder_schemas::class::{Dataset, Family, FieldGroup};
 use sunder_schemas::envelope::RawEvent;
 use sunder_schemas::ids::{CaseId, EntityToken, EventId, MarketplaceId, OrderId, Partition, SellerId};
@@ -311,7 +312,8 @@ async fn an_erased_order_comes_back_without_its_personal_data() {
     let id = ids.iter().find(|id| keys.order_token(&OrderId::parse(id).unwrap()) == token).unwrap();
     let subject = Condemned { fingerprint: keys.fingerprint(&OrderId::parse(id).unwrap()), token: Some(token) };
     let case = CaseId::parse("case-1").unwrap();
-    let destruction = Destruction { case: &case, seller, subjects: &[subject], at: world.clock.now(), actor: "test" };
+    let destruction =
+        Destruction { case: &case, seller, subjects: &[subject], extent: Extent::Personal, at: world.clock.now(), actor: "test" };
     let mut tx = world.keyring.db().begin_write().await.unwrap();
     ledger::destroy(&mut tx, &destruction).await.unwrap();
     tx.commit().await.unwrap();

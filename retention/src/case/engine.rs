@@ -139,7 +139,7 @@ impl Engine {
     /// [`CaseError`].
     pub async fn dry_run(&self, request: &EraseRequest) -> Result<Plan, CaseError> {
         let (name, subjects) = self.resolve(request).await?;
-        let subjects = if name == "all" { scope::all_of(&self.parts.db, &request.seller).await? } else { subjects };
+        let subjects = if name == "all" { scope::all_of(&self.parts.db, &request.seller, request.extent()).await? } else { subjects };
         let live = scope::live_keys(&self.parts.db, &subjects).await?;
         let total = u64::try_from(subjects.len()).unwrap_or(u64::MAX);
         Ok(Plan {

@@ -9,13 +9,14 @@ use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, OrderId, SellerId};
 use sunder_schemas::time::{Period, Timestamp};
 use zeroize::Zeroizing;
 
-use super::{CaseError, Listed};
+use super::{CaseError, Listed, Record};
 use crate::audit::{self, AuditEvent, AuditOutcome};
 use crate::keydb::{Write, on};
 use crate::keys::{KeyError, Keyring};
 use crate::lease;
 use crate::ledger::{self, Condemned, Destruction};
 use crate::outbox::{self, DrainError};
+use crate::sellers::{self, SellerState};
 use crate::store::EventLog;
 
 /// What a case needs of the keys.
@@ -38,8 +39,19 @@ pub trait Keys: Send + Sync {
     ///
     /// # Errors
     /// [`CaseError`]: the transaction must not be committed.
-    async fn destroy(&self, tx: &mut Write, case: &CaseId, seller: &SellerId, subjects: &[Listed], at: Timestamp)
-    -> Result<i64, CaseError>;
+    async fn destroy(&self, tx: &mut Write, record: &Record, subjects: &[Listed], at: Timestamp) -> Result<i64, CaseError>;
+
+    /// Takes the seller off the list of those who are polled, for good. Idempotent.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    async fn remove_seller(&self, seller: &SellerId) -> Result<(), CaseError>;
+
+    /// Destroys a removed seller's own keys and its refresh token inside `tx`, all but the ledger key. Idempotent.
+    ///
+    /// # Errors
+    /// [`CaseError`]: the transaction must not be committed.
+    async fn destroy_seller_keys(&self, tx: &mut Write, seller: &SellerId) -> Result<(), CaseError>;
 
     /// Appends an audit event about a case inside `tx`.
     ///
@@ -153,18 +165,24 @@ impl Keys for RingKeys {
         Ok(sellers.into_iter().collect())
     }
 
-    async fn destroy(
-        &self,
-        tx: &mut Write,
-        case: &CaseId,
-        seller: &SellerId,
-        subjects: &[Listed],
-        at: Timestamp,
-    ) -> Result<i64, CaseError> {
+    async fn destroy(&self, tx: &mut Write, record: &Record, subjects: &[Listed], at: Timestamp) -> Result<i64, CaseError> {
         let subjects: Vec<Condemned> =
             subjects.iter().map(|subject| Condemned { fingerprint: subject.fingerprint, token: Some(subject.token) }).collect();
-        let destruction = Destruction { case, seller, subjects: &subjects, at, actor: ACTOR };
+        let destruction =
+            Destruction { case: &record.id, seller: &record.seller, subjects: &subjects, extent: record.extent, at, actor: ACTOR };
         Ok(ledger::destroy(tx, &destruction).await?.epoch)
+    }
+
+    async fn remove_seller(&self, seller: &SellerId) -> Result<(), CaseError> {
+        match sellers::set_state(&self.ring, seller, SellerState::Removed, None).await {
+            // Nobody to remove: gone already, or never there.
+            Ok(()) | Err(KeyError::SellerRemoved(_) | KeyError::SellerUnknown(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn destroy_seller_keys(&self, tx: &mut Write, seller: &SellerId) -> Result<(), CaseError> {
+        Ok(sellers::destroy_keys(tx, seller).await?)
     }
 
     async fn audit(

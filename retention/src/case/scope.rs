@@ -141,12 +141,14 @@ impl Listed {
     }
 }
 
-/// Every subject of `seller` that is not erased.
-pub(super) async fn all_of(db: &KeyDb, seller: &SellerId) -> Result<Vec<Listed>, CaseError> {
+/// Every subject of `seller` of which something within `extent` is left: one that is erased already still has its business data.
+pub(super) async fn all_of(db: &KeyDb, seller: &SellerId, extent: Extent) -> Result<Vec<Listed>, CaseError> {
     let rows = sqlx::query(
-        "SELECT fingerprint, token, key_id FROM subject WHERE seller = $1 AND state <> 'destroyed' AND token IS NOT NULL ORDER BY fingerprint",
+        "SELECT fingerprint, token, key_id FROM subject WHERE seller = $1 AND token IS NOT NULL \
+         AND (state <> 'destroyed' OR ($2 = 1 AND withheld_epoch IS NULL)) ORDER BY fingerprint",
     )
     .bind(seller.as_str().to_owned())
+    .bind(i64::from(extent == Extent::WithBusinessData))
     .fetch_all(db.pool())
     .await
     .map_err(on("list a seller's subjects"))?;

@@ -70,7 +70,7 @@ impl Engine {
     async fn scope(&self, record: &Record, events: &[Event]) -> Result<Did, CaseError> {
         let db = &self.parts.db;
         let subjects = match record.scope.as_str() {
-            "all" => scope::all_of(db, &record.seller).await?,
+            "all" => scope::all_of(db, &record.seller, record.extent).await?,
             "due" => scope::due_of(db, &record.seller, record.opened_at).await?,
             _ => scope::with_keys(db, store::subjects(db, &record.id).await?).await?,
         };
@@ -93,7 +93,7 @@ impl Engine {
         // Keys minted since the scope was taken belong to it as well: the list may grow until the ledger row exists, never shrink.
         let listed = store::subjects(&self.parts.db, &record.id).await?;
         let mut tx = self.parts.db.begin_write().await?;
-        let epoch = self.parts.keys.destroy(&mut tx, &record.id, &record.seller, &listed, self.parts.clock.now()).await?;
+        let epoch = self.parts.keys.destroy(&mut tx, record, &listed, self.parts.clock.now()).await?;
         let event = self.event(events, Step::KeysDestroyed, json!({ "epoch": epoch }));
         self.append(&mut tx, record, &event).await?;
         tx.commit().await.map_err(on("destroy keys"))?;

@@ -6,14 +6,16 @@ use sunder_retention::admit::Admission;
 use sunder_retention::cursor::{self, CursorMove, Disposition, PageCommit, Published};
 use sunder_retention::deadline::Progress;
 use sunder_retention::keys::{Context, DataKey, KeyError, Keyring};
+use sunder_retention::lease::ErasedKeys;
 use sunder_retention::ledger::{self, Fate, SubjectState};
+use sunder_retention::store::Extent;
 use sunder_retention::{audit, outbox};
 use sunder_schemas::class::{Dataset, FieldGroup};
 use sunder_schemas::ids::KeyId;
 use sunder_schemas::outcome::DropReason;
 use sunder_schemas::time::Period;
 
-use crate::support::{candidate, databases, destroy, observed, order, seller};
+use crate::support::{candidate, databases, destroy, destroy_to, observed, order, seller};
 
 fn key_of(admission: &Admission) -> Arc<DataKey> {
     match admission {
@@ -44,6 +46,31 @@ async fn a_subject_gets_one_key_and_keeps_it_in_every_process() {
         let twice = [candidate(&keys, 9000, 1), candidate(&keys, 9000, 2)];
         let answers = db.keyring.admit(&seller(), &twice).await.unwrap();
         assert_eq!(key_of(&answers[0]).id(), key_of(&answers[1]).id());
+    }
+}
+
+#[tokio::test]
+async fn what_went_with_its_business_data_is_withheld_whatever_is_erased_later() {
+    let (_, all) = databases().await;
+    for db in &all {
+        let keyring = &db.keyring;
+        let keys = keyring.seller(&seller()).await.unwrap();
+        let batch = [candidate(&keys, 1, 1), candidate(&keys, 2, 1), candidate(&keys, 3, 1)];
+        keyring.admit(&seller(), &batch).await.unwrap();
+        // One at once, one later and known as erased already, one that was never seen.
+        destroy(keyring, 1, &[1, 2]).await;
+        destroy_to(keyring, 2, &[1, 4], Extent::WithBusinessData).await;
+        destroy(keyring, 3, &[1, 4]).await;
+        let again: Vec<_> = (1..=4).map(|n| candidate(&keys, n, 2)).collect();
+        let answers = keyring.admit(&seller(), &again).await.unwrap();
+        assert!(matches!(answers[0], Admission::Withheld), "{:?}", answers[0]);
+        assert!(matches!(answers[1], Admission::Drop(DropReason::Erased)), "{:?}", answers[1]);
+        assert!(matches!(answers[2], Admission::Seal { .. }), "{:?}", answers[2]);
+        assert!(matches!(answers[3], Admission::Withheld), "{:?}", answers[3]);
+        let gate = ErasedKeys::default();
+        gate.refresh(keyring.db()).await.unwrap();
+        let withheld: Vec<bool> = again.iter().map(|candidate| gate.withholds(candidate.token)).collect();
+        assert_eq!(withheld, [true, false, false, true], "{}", db.engine);
     }
 }
 

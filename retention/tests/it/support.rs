@@ -6,6 +6,7 @@ use sunder_retention::admit::Candidate;
 use sunder_retention::deadline::{Observed, Policy, Progress};
 use sunder_retention::keys::{Keyring, SellerKeys};
 use sunder_retention::ledger::{Condemned, Destroyed, Destruction};
+use sunder_retention::store::Extent;
 use sunder_retention::testing::{TEST_DAY, TestKeys};
 use sunder_schemas::ids::{CaseId, OrderId, SellerId};
 use sunder_schemas::time::{ManualClock, Period, Timestamp};
@@ -62,12 +63,17 @@ pub(crate) fn candidate(keys: &SellerKeys, n: usize, version: i64) -> Candidate 
 
 /// Destroys orders for `case`, each with its token.
 pub(crate) async fn destroy(keyring: &Keyring, n: u32, orders: &[usize]) -> Destroyed {
+    destroy_to(keyring, n, orders, Extent::Personal).await
+}
+
+/// The same, as far as `extent` says.
+pub(crate) async fn destroy_to(keyring: &Keyring, n: u32, orders: &[usize], extent: Extent) -> Destroyed {
     let (seller, case) = (seller(), case(n));
     let keys = keyring.seller(&seller).await.unwrap();
     let subjects: Vec<Condemned> =
         orders.iter().map(|n| Condemned { fingerprint: keys.fingerprint(&order(*n)), token: Some(keys.order_token(&order(*n))) }).collect();
     let mut tx = keyring.db().begin_write().await.unwrap();
-    let destruction = Destruction { case: &case, seller: &seller, subjects: &subjects, at: keyring.now(), actor: "test" };
+    let destruction = Destruction { case: &case, seller: &seller, subjects: &subjects, extent, at: keyring.now(), actor: "test" };
     let destroyed = sunder_retention::ledger::destroy(&mut tx, &destruction).await.unwrap();
     tx.commit().await.unwrap();
     destroyed

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::json;
 use sunder_retention::admit::{Admission, Candidate};
-use sunder_retention::case::{self, About, CaseError, Engine, Files, Keys, Listed, Parts, Progress, RingKeys, Shown};
+use sunder_retention::case::{self, About, CaseError, Engine, Files, Keys, Listed, Parts, Progress, Record, RingKeys, Shown};
 use sunder_retention::deadline::{self, Observed};
 use sunder_retention::keydb::Write;
 use sunder_retention::keyfiles::KeyFiles;
@@ -407,17 +407,20 @@ impl Keys for FusedKeys {
     async fn due(&self, now: Timestamp) -> Result<Vec<SellerId>, CaseError> {
         self.inner.due(now).await
     }
-    async fn destroy(
-        &self,
-        tx: &mut Write,
-        case: &CaseId,
-        seller: &SellerId,
-        subjects: &[Listed],
-        at: Timestamp,
-    ) -> Result<i64, CaseError> {
+    async fn destroy(&self, tx: &mut Write, record: &Record, subjects: &[Listed], at: Timestamp) -> Result<i64, CaseError> {
         self.before()?;
-        let epoch = self.inner.destroy(tx, case, seller, subjects, at).await?;
+        let epoch = self.inner.destroy(tx, record, subjects, at).await?;
         self.after(epoch)
+    }
+    async fn remove_seller(&self, seller: &SellerId) -> Result<(), CaseError> {
+        self.before()?;
+        self.inner.remove_seller(seller).await?;
+        self.after(())
+    }
+    async fn destroy_seller_keys(&self, tx: &mut Write, seller: &SellerId) -> Result<(), CaseError> {
+        self.before()?;
+        self.inner.destroy_seller_keys(tx, seller).await?;
+        self.after(())
     }
     async fn audit(
         &self,
