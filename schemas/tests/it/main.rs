@@ -9,6 +9,8 @@ mod classify_models;
 #[cfg(test)]
 mod classify_sandbox;
 #[cfg(test)]
+mod docs;
+#[cfg(test)]
 mod fields_document;
 #[cfg(test)]
 mod support;
