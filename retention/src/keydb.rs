@@ -196,8 +196,8 @@ impl KeyDb {
         sqlx::query("SELECT 1").execute(&self.pool).await.map_err(on("answer")).map(|_| ())
     }
 
-    /// Rewrites the key tables so that nulled wrapped keys leave its files: on SQLite the log is emptied into the (overwritten)
-    /// pages, on PostgreSQL the tables are rewritten and a checkpoint is asked for. What the write-ahead log still holds goes with its
+    /// Rewrites the key tables so that nulled wrapped keys leave its files: on SQLite the file is rewritten and the log emptied into
+    /// it, on PostgreSQL the tables are rewritten and a checkpoint is asked for. What the write-ahead log still holds goes with its
     /// recycling and is residual until then.
     ///
     /// # Errors
@@ -206,6 +206,9 @@ impl KeyDb {
         let failed = on("rewrite the key tables");
         match self.dialect {
             Dialect::Sqlite => {
+                // `secure_delete` overwrites a deleted cell where it lies, but a page that was balanced before may keep a copy in its
+                // free space; only a rewrite leaves none.
+                self.pool.execute("VACUUM").await.map_err(&failed)?;
                 let row = self.pool.fetch_one("PRAGMA wal_checkpoint(TRUNCATE)").await.map_err(&failed)?;
                 let busy: i64 = row.try_get(0).map_err(&failed)?;
                 if busy != 0 {
