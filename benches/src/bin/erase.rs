@@ -21,7 +21,7 @@ use sunder_benches::line::{Keys, Line, WANTED};
 use sunder_benches::log::Log;
 use sunder_benches::measure::say;
 use sunder_retention::admit::Admission;
-use sunder_retention::case::{About, Engine, EraseRequest, Parts, Progress, Reason, RingKeys, Scope};
+use sunder_retention::case::{About, Engine, EraseRequest, Parts, Progress, Reason, RingKeys, Scope, certificate_files, show};
 use sunder_retention::keyfiles::KeyFiles;
 use sunder_retention::keys::Context;
 use sunder_retention::lease::Lease;
@@ -128,14 +128,14 @@ async fn erase(engine: &Engine, keys: &Keys, orders: impl Iterator<Item = u64>) 
         }
     }
     let mut times = Vec::new();
-    for event in engine.show(&case).await?.events {
+    for event in show(keys.keyring.db(), &case).await?.events {
         times.push((event.step, Timestamp::parse(&event.at_system)?.0 - asked.0));
     }
     Ok((case, times))
 }
 
 /// The erased order is gone, another opens, the business rows stay, the certificate checks.
-async fn look(args: &Args, keys: &Keys, vault: &Vault, engine: &Engine, case: &CaseId, store: &Database) -> anyhow::Result<()> {
+async fn look(args: &Args, keys: &Keys, vault: &Vault, case: &CaseId, store: &Database) -> anyhow::Result<()> {
     let token = |number| anyhow::Ok(keys.of_seller.order_token(&OrderId::parse(&order_id(number))?));
     let (gone, kept) = (token(0)?, token(1)?);
     ensure!(vault.blocks(&keys.seller, gone).await?.is_empty(), "an erased order still has blocks in the vault");
@@ -151,7 +151,7 @@ async fn look(args: &Args, keys: &Keys, vault: &Vault, engine: &Engine, case: &C
     let sealed: i64 = sqlx::query_scalar("SELECT count(*) FROM sealed_block").fetch_one(&mut connection).await?;
     ensure!(sealed.unsigned_abs() == 2 * (args.orders - args.erased), "{sealed} sealed blocks are left");
     connection.close().await?;
-    let files = engine.certificate(case).await?;
+    let files = certificate_files(keys.keyring.db(), case, &signer()?).await?;
     let statement = check(&files.note, &files.verifier_key, Some(&files.proof), Some(&files.statement))?.statement;
     ensure!(statement.recover.opened == 0 && statement.scan.found == 0, "the certificate says that something is left");
     Ok(())
@@ -166,17 +166,22 @@ async fn wait_until_stored(roles: &Roles, orders: u64) -> anyhow::Result<()> {
     tokio::time::timeout(GIVE_UP, all).await.context("the sinks did not get everything")
 }
 
+/// Signs the bench's certificate; a key for nothing else.
+fn signer() -> anyhow::Result<NoteSigner> {
+    Ok(NoteSigner::from_seed("example.com/sunder-bench", &[9; 32])?)
+}
+
 fn engine(keys: &Keys, log: &Log, warehouse: &Arc<Warehouse>, vault: &Arc<Vault>) -> anyhow::Result<Engine> {
     let kafka_log = Arc::new(KafkaLog::new(log.kafka.clone()));
     Ok(Engine::new(Parts {
         db: keys.keyring.db().clone(),
-        keys: Arc::new(RingKeys::new(Arc::clone(&keys.keyring), "retain".to_owned())),
+        keys: Arc::new(RingKeys::new(Arc::clone(&keys.keyring))),
         log: kafka_log.clone(),
         forget: vec![warehouse.clone(), vault.clone()],
         prove: vec![kafka_log, warehouse.clone(), vault.clone(), Arc::new(KeyFiles::new(Arc::clone(&keys.keyring)))],
         clock: Arc::new(ManualClock::at(keys.keyring.now())),
         system_clock: Arc::new(SystemClock::default()),
-        signer: Arc::new(NoteSigner::from_seed("example.com/sunder-bench", &[9; 32])?),
+        signer: Arc::new(signer()?),
         about: About {
             tool: "sunder-benches".to_owned(),
             operator: "retain".to_owned(),
@@ -226,7 +231,7 @@ fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
             let engine = engine(&keys, &log, &warehouse, &vault)?;
             let every = (args.orders / args.erased.max(1)).max(1);
             let (case, times) = erase(&engine, &keys, (0..args.erased).map(|nth| nth * every)).await?;
-            look(args, &keys, &vault, &engine, &case, &store).await?;
+            look(args, &keys, &vault, &case, &store).await?;
             anyhow::Ok(times)
         });
         stop.cancel();
