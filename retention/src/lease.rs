@@ -232,6 +232,10 @@ pub async fn waiting_for(db: &KeyDb, epoch: i64) -> Result<i64, DbError> {
     sqlx::query(AssertSqlSafe(sql)).bind(epoch).fetch_one(db.pool()).await.map_err(&failed)?.try_get(0).map_err(&failed)
 }
 
+/// Longest pause between two heartbeats: a case waits for every process to hear of its keys, however long the leases are (chosen; one
+/// small write a second and process).
+pub const BEAT_EVERY_MAX: Duration = Duration::from_secs(1);
+
 /// This process's lease.
 #[derive(Debug)]
 pub struct Lease {
@@ -327,12 +331,12 @@ impl Lease {
         if done.rows_affected() == 1 { Ok(()) } else { Err(DbError::fixed("extend the lease", "process_unknown").into()) }
     }
 
-    /// Beats every third of the lease until `stop` turns true, then gives the lease back.
+    /// Beats every third of the lease, at least every [`BEAT_EVERY_MAX`], until `stop` turns true, then gives the lease back.
     ///
     /// # Errors
     /// [`KeyError::Database`] where it could not be given back; it then ends by itself.
     pub async fn run(&self, mut stop: watch::Receiver<bool>) -> Result<(), KeyError> {
-        let mut ticks = tokio::time::interval((self.length / 3).max(Duration::from_millis(1)));
+        let mut ticks = tokio::time::interval((self.length / 3).clamp(Duration::from_millis(1), BEAT_EVERY_MAX));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut was_lost = false;
         loop {

@@ -222,7 +222,7 @@ fn config_text(folder: &Path, running: &Running, wish: ConfigWish) -> String {
     }
     text.push_str(&format!(
         "[kafka]\nbootstrap = \"embedded\"             # in memory; name a broker to keep what is read\nprefix = \"sp\"\npartitions = 4\nreplication = 1\n\n\
-         [keys]\nroot = {root}\ndatabase = {keys}\nlease = \"1s\"\nbackup_days = 0\n\n\
+         [keys]\nroot = {root}\ndatabase = {keys}\nlease = \"5s\"\nbackup_days = 0\n\n\
          [vault]\nurl = {vault}\n\n[warehouse]\nurl = {warehouse}\n\n[retention]\nprofile = \"test\"\n\n\
          [[purpose]]\nname = \"fulfilment\"\nbasis = \"GDPR 6(1)(b)\"\nfields = [\"buyer_name\", \"buyer_contact\", \"recipient_address\", \"gift\", \"identifiers\"]\nroles = [\"shipping\"]\n",
         root = quoted(&format!("file:{}", folder.join("root.key").display())),
