@@ -1,4 +1,4 @@
-#![doc = "The moving parts of Sunder: SP-API client and pollers, simulator, Kafka, splitter, runtime and the program `sunder`."]
+#![doc = include_str!("../README.md")]
 
 pub mod app;
 pub mod cli;
