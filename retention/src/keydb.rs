@@ -217,6 +217,7 @@ impl KeyDb {
             }
             Dialect::Postgres => {
                 self.pool.execute("VACUUM (FULL) subject").await.map_err(&failed)?;
+                self.pool.execute("VACUUM (FULL) seller").await.map_err(&failed)?;
                 self.pool.execute("VACUUM (FULL) quarantine_key").await.map_err(&failed)?;
                 // Needs the role pg_checkpoint; without it the server's own checkpoint follows within checkpoint_timeout.
                 if let Err(error) = self.pool.execute("CHECKPOINT").await.map_err(&failed) {

@@ -289,6 +289,9 @@ impl Lease {
         let before = keyring.erased().epoch();
         let (epoch, keys) = keyring.erased().refresh(keyring.db()).await?;
         keyring.revoke(&keys);
+        if epoch > before {
+            keyring.forget_removed().await?;
+        }
         let acknowledged = {
             let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
             if epoch > before {

@@ -153,6 +153,12 @@ pub async fn readmit(keyring: &Keyring, seller: &SellerId) -> Result<(), KeyErro
     .execute(&mut *tx)
     .await
     .map_err(&failed)?;
+    if done.rows_affected() == 1 {
+        // It is read from its beginning again: what was erased is gated by the ledger, the rest has to come back.
+        for table in ["DELETE FROM poll_cursor WHERE seller = $1", "DELETE FROM poll_gap WHERE seller = $1"] {
+            sqlx::query(table).bind(seller.as_str().to_owned()).execute(&mut *tx).await.map_err(&failed)?;
+        }
+    }
     tx.commit().await.map_err(&failed)?;
     keyring.forget_seller(seller);
     if done.rows_affected() == 1 { Ok(()) } else { Err(unknown()) }

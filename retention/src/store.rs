@@ -221,6 +221,20 @@ pub trait EventLog: Send + Sync {
     /// [`StoreError`].
     async fn barrier(&self) -> Result<Vec<Mark>, StoreError>;
 
+    /// The entities of `seller` with a value on `state.*`, `events.*` or `pii.*`: orders and what is none, an inventory level for one.
+    ///
+    /// # Errors
+    /// [`StoreError`]: unknown, so not all of the seller's.
+    async fn entities(&self, seller: &SellerId) -> Result<Vec<EntityToken>, StoreError>;
+
+    /// Makes the log remove what `case` has tombstoned now rather than within its bound, and returns whether all of it is gone. Topic
+    /// settings are changed meanwhile and are as declared again when it returns; who calls it persists the intent first, since a process
+    /// that dies in between leaves them changed. A log that removes nothing physically does nothing and says so by `true`.
+    ///
+    /// # Errors
+    /// [`StoreError`]: settings may be changed still; repeat.
+    async fn roll(&self, case: &str, subjects: &[Subject], extent: Extent) -> Result<bool, StoreError>;
+
     /// How long a producer may hold a record that is not acknowledged (`message.timeout.ms`).
     fn message_timeout(&self) -> std::time::Duration;
 

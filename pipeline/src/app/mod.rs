@@ -15,15 +15,18 @@ use sunder_retention::deadline::Policy;
 use sunder_retention::keydb::KeyDb;
 use sunder_retention::keyfiles::KeyFiles;
 use sunder_retention::keys::Keyring;
+use sunder_retention::lease::live_with_role;
 use sunder_retention::root::{FileRoot, RootKey};
 use sunder_retention::store::{EventLog, Forget, Prove};
 use sunder_schemas::note::NoteSigner;
 use sunder_schemas::time::{Clock, Period, SystemClock};
 use sunder_sinks::{StoreOptions, Vault, Warehouse};
 
+use crate::cli::Role;
 use crate::config::{Config, Environment, SecretRef, Store};
 use crate::kafka::admin::{Entry, Status};
 use crate::kafka::log::KafkaLog;
+use crate::kafka::roll::ROLLED_SETTINGS;
 use crate::kafka::{Kafka, KafkaError};
 use crate::registry::{BuiltIn, HttpRegistry, Registry, Schemas};
 
@@ -186,7 +189,7 @@ impl App {
     /// [`StartError`].
     pub async fn open(base: Base) -> Result<Self, StartError> {
         let kafka = connect_kafka(&base.config).await?;
-        ensure_topics(&kafka).await?;
+        ensure_topics(&base, &kafka).await?;
         let (warehouse, vault) = (base.warehouse().await?, base.vault().await?);
         let schemas = Schemas::open(registry(&base.config), &base.config.kafka.prefix).await;
         let schemas = Arc::new(schemas.map_err(part("registry.url"))?);
@@ -203,10 +206,29 @@ fn registry(config: &Config) -> Arc<dyn Registry> {
     }
 }
 
-/// Makes missing topics; refuses drifted ones. Repairing drift is left to a person: somebody changed it on purpose or by mistake.
-async fn ensure_topics(kafka: &Kafka) -> Result<(), StartError> {
+/// Whether a case forces the log at this moment. A forced removal whose process died is undone.
+async fn is_rolling(base: &Base, kafka: &Kafka) -> Result<bool, StartError> {
+    let db = base.keyring.db();
+    if !sunder_retention::case::has_open_roll(db).await.map_err(part("keys.database"))? {
+        return Ok(false);
+    }
+    if live_with_role(db, Role::Retain.as_str()).await.map_err(part("keys.database"))? > 0 {
+        return Ok(true);
+    }
+    tracing::warn!("a forced removal was cut off; its topics get their declared settings back");
+    kafka.undo_rolls().await.map_err(part(format!("kafka.bootstrap {}", kafka.address())))?;
+    Ok(false)
+}
+
+/// Makes missing topics; refuses drifted ones. Repairing drift is left to a person: somebody changed it on purpose or by mistake. What a
+/// forced removal changes while it runs is no drift: who runs it changes it back.
+async fn ensure_topics(base: &Base, kafka: &Kafka) -> Result<(), StartError> {
     let failed = |error: KafkaError| part(format!("kafka.bootstrap {}", kafka.address()))(error);
-    let states = kafka.diff_topics().await.map_err(failed)?;
+    let is_rolling = is_rolling(base, kafka).await?;
+    let mut states = kafka.diff_topics().await.map_err(failed)?;
+    if is_rolling {
+        states.iter_mut().for_each(|state| state.drift.retain(|drift| !ROLLED_SETTINGS.contains(&drift.setting.as_str())));
+    }
     let is_missing = |state: &crate::kafka::admin::TopicState| state.drift.iter().any(|drift| drift.setting == "topic");
     let drifted: Vec<Entry> = states.iter().filter(|s| !is_missing(s)).map(crate::kafka::admin::TopicState::entry).collect();
     let lines: Vec<String> = drifted.iter().filter(|e| e.status == Status::Fail).map(|e| format!("  {}: {}", e.name, e.detail)).collect();

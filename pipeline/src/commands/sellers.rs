@@ -2,6 +2,7 @@
 
 use secrecy::SecretString;
 use sunder_retention::case::{EraseRequest, Reason, Scope};
+use sunder_retention::keys::KeyError;
 use sunder_retention::sellers::{self, Account, Seller, SellerState};
 use sunder_schemas::ids::{IdError, MarketplaceId, SellerId};
 
@@ -49,6 +50,10 @@ pub(super) async fn run(config: Config, command: SellersCommand, output: Output)
         SellersCommand::Remove { id } => {
             let id = SellerId::parse(&id).map_err(wrong)?;
             let app = App::open(Base::open(config, None).await?).await?;
+            let known = sellers::state(app.base.keyring.db(), &id).await.map_err(|e| Failure::of("sellers remove", &e))?;
+            if known.is_none() {
+                return Err(Failure::Use(format!("seller {id} is not known")));
+            }
             let request = EraseRequest {
                 seller: id.clone(),
                 scope: Scope::All,
@@ -57,9 +62,12 @@ pub(super) async fn run(config: Config, command: SellersCommand, output: Output)
                 now: false,
                 requested_by: super::os_user(),
             };
-            // The case is opened first: its tokens need the token key that off-boarding destroys at its end.
+            // The case removes the seller as well, whoever works it; done here it holds once this command returns.
             let case = app.engine.request(&request).await.map_err(|e| Failure::of("sellers remove", &e))?;
-            sellers::set_state(&app.base.keyring, &id, SellerState::Removed, None).await.map_err(|e| Failure::of("sellers remove", &e))?;
+            match sellers::set_state(&app.base.keyring, &id, SellerState::Removed, None).await {
+                Ok(()) | Err(KeyError::SellerRemoved(_)) => {}
+                Err(error) => return Err(Failure::of("sellers remove", &error)),
+            }
             let shown = sunder_retention::case::show(app.base.keyring.db(), &case).await.map_err(|e| Failure::of("cases", &e))?;
             output.show(&shown, || show_one(&shown));
         }

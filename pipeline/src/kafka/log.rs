@@ -9,12 +9,13 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::{Value, json};
 use sunder_retention::store::{EventLog, Extent, Mark, OutboxRecord, StoreError, Subject};
 use sunder_schemas::class::{Family, FieldGroup, Kind};
-use sunder_schemas::ids::{Offset, Partition};
+use sunder_schemas::ids::{EntityToken, Offset, Partition, SellerId};
 use sunder_schemas::key;
 use sunder_schemas::topic::Topic;
 
 use crate::kafka::error::KafkaError;
 use crate::kafka::health::PlainContext;
+use crate::kafka::roll::rolled;
 use crate::kafka::{Batch, Kafka, OutRecord, blocking};
 
 /// Header of records written for a case.
@@ -44,11 +45,18 @@ fn topics_of_subjects() -> Vec<Topic> {
 }
 
 /// The first two parts of a key, `seller|entity`; `None` where it has fewer.
-fn subject_part(key: &[u8]) -> Option<&[u8]> {
+pub(super) fn subject_part(key: &[u8]) -> Option<&[u8]> {
     let first = key.iter().position(|byte| *byte == b'|')?;
     let rest = key.get(first + 1..)?;
     let second = rest.iter().position(|byte| *byte == b'|').unwrap_or(rest.len());
     key.get(..first + 1 + second)
+}
+
+/// The entity that a key names, where it is of `seller`.
+fn entity_of(key: &[u8], seller: &SellerId) -> Option<EntityToken> {
+    let parts = key::split(key)?;
+    let (of, entity) = parts.first().zip(parts.get(1))?;
+    (of == seller.as_str()).then(|| EntityToken::parse(entity).ok()).flatten()
 }
 
 fn bury(batch: &Batch, topic: &str, partition: Partition, key: &[u8], case: &str) -> Result<(), KafkaError> {
@@ -100,6 +108,29 @@ impl Kafka {
             }
         }
         Ok(())
+    }
+
+    /// The entities of `seller` that still have a value on a topic of subjects.
+    fn entities_blocking(&self, seller: &SellerId) -> Result<Vec<EntityToken>, KafkaError> {
+        let mut ranges = Vec::new();
+        for topic in topics_of_subjects().into_iter().filter(|topic| topic.is_compacted()) {
+            for partition in (0..self.partitions(topic)).map(Partition) {
+                ranges.push(self.whole_blocking(&self.topic(topic), partition)?);
+            }
+        }
+        let mut living: BTreeSet<(String, Vec<u8>)> = BTreeSet::new();
+        self.read_blocking(&ranges, |record| {
+            let Some(key) = record.key.filter(|key| entity_of(key, seller).is_some()) else { return Ok(()) };
+            let entry = (record.topic.to_owned(), key.to_vec());
+            if record.value.is_some() {
+                living.insert(entry);
+            } else {
+                living.remove(&entry);
+            }
+            Ok(())
+        })?;
+        let entities: BTreeSet<EntityToken> = living.iter().filter_map(|(_, key)| entity_of(key, seller)).collect();
+        Ok(entities.into_iter().collect())
     }
 
     /// The committed next offsets of `group` for `partitions`, without joining it.
@@ -203,6 +234,23 @@ impl EventLog for KafkaLog {
 
     async fn barrier(&self) -> Result<Vec<Mark>, StoreError> {
         Ok(self.kafka.beat(&topics_of_subjects()).await?)
+    }
+
+    async fn entities(&self, seller: &SellerId) -> Result<Vec<EntityToken>, StoreError> {
+        let (kafka, seller) = (self.kafka.clone(), seller.clone());
+        Ok(blocking(move || kafka.entities_blocking(&seller)).await?)
+    }
+
+    async fn roll(&self, case: &str, subjects: &[Subject], extent: Extent) -> Result<bool, StoreError> {
+        // In memory nothing is removed physically, and no proof of it is claimed.
+        if self.kafka.is_embedded() {
+            return Ok(true);
+        }
+        let mut is_gone = true;
+        for topic in rolled(extent) {
+            is_gone &= self.kafka.roll(topic, case, subjects).await?;
+        }
+        Ok(is_gone)
     }
 
     fn message_timeout(&self) -> Duration {

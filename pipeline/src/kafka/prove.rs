@@ -29,7 +29,7 @@ const FOUND_MAX: usize = 1_000;
 const CLEANER_BACKOFF_MS: i64 = 15_000;
 const RETENTION_CHECK_MS: i64 = 300_000;
 
-fn canary(case: &str, what: &str) -> String {
+pub(super) fn canary(case: &str, what: &str) -> String {
     format!("{CANARY_PREFIX}{case}|{what}")
 }
 

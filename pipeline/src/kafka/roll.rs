@@ -4,24 +4,118 @@
 //! cleaner passes, and the declared settings come back. Whoever rolls persists the intent first and calls [`Kafka::end_roll`] for
 //! every open intent at start, before the drift check: between the two calls the topic counts as drifted.
 
-use sunder_retention::store::Mark;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sunder_retention::store::{Extent, Mark, Subject};
+use sunder_schemas::class::{Family, Kind};
+use sunder_schemas::ids::Partition;
+use sunder_schemas::key;
 use sunder_schemas::topic::Topic;
 
-use crate::kafka::Kafka;
 use crate::kafka::error::KafkaError;
+use crate::kafka::log::subject_part;
+use crate::kafka::prove::canary;
+use crate::kafka::{Kafka, blocking};
 
 /// `segment.ms` and `max.compaction.lag.ms` during a roll (DESIGN section 5).
 const ROLL_MS: &str = "1000";
+/// Settings that a roll changes.
+pub const ROLLED_SETTINGS: [&str; 3] = ["segment.ms", "max.compaction.lag.ms", "file.delete.delay.ms"];
+/// Between two rounds of heartbeats of a roll: the record that rolls a segment must be a second younger than its first.
+const BEAT_EVERY: Duration = Duration::from_millis(1_200);
+/// How long one topic is rolled at the most; what is left then waits for the bound. Chosen: the cleaner looks every 15 s
+/// (`log.cleaner.backoff.ms`), and may need a second look.
+const ROLL_MAX: Duration = Duration::from_secs(60);
+
+/// The topics that hold what goes with `extent`.
+pub fn rolled(extent: Extent) -> Vec<Topic> {
+    let mut topics: Vec<Topic> = Family::ALL.iter().map(|family| Topic::Pii(*family)).collect();
+    if extent == Extent::WithBusinessData {
+        topics.extend(Kind::ALL.iter().flat_map(|kind| [Topic::State(*kind), Topic::Events(*kind)]));
+    }
+    topics
+}
 
 impl Kafka {
+    /// Has `topic` cleaned of what `case` tombstoned of `subjects`, and returns whether all of it is gone. The settings are as declared
+    /// when it returns.
+    ///
+    /// # Errors
+    /// [`KafkaError::Call`]: the settings may be changed still; repeat, or call [`Kafka::end_roll`].
+    pub async fn roll(&self, topic: Topic, case: &str, subjects: &[Subject]) -> Result<bool, KafkaError> {
+        let wanted: Arc<HashSet<String>> =
+            Arc::new(subjects.iter().map(|subject| key::state_key(&subject.seller, subject.token, None)).collect());
+        let dead = canary(case, "dead");
+        let mut dirty: Vec<Partition> = (0..self.partitions(topic)).map(Partition).collect();
+        dirty = self.dirty(topic, dirty, &wanted, &dead).await?;
+        if dirty.is_empty() {
+            return Ok(true);
+        }
+        let started = Instant::now();
+        let cleaned = async {
+            self.begin_roll(topic).await?;
+            let mut due = tokio::time::interval_at(tokio::time::Instant::now() + BEAT_EVERY, BEAT_EVERY);
+            while !dirty.is_empty() && started.elapsed() < ROLL_MAX {
+                due.tick().await;
+                self.beat(&[topic]).await?;
+                dirty = self.dirty(topic, dirty.clone(), &wanted, &dead).await?;
+            }
+            Ok(dirty.is_empty())
+        };
+        let cleaned = cleaned.await;
+        self.end_roll(topic).await?;
+        cleaned
+    }
+
+    /// The partitions of `partitions` that still hold a value under a key of `wanted` or under `dead`.
+    async fn dirty(
+        &self,
+        topic: Topic,
+        partitions: Vec<Partition>,
+        wanted: &Arc<HashSet<String>>,
+        dead: &str,
+    ) -> Result<Vec<Partition>, KafkaError> {
+        let (this, name, wanted, dead) = (self.clone(), self.topic(topic), Arc::clone(wanted), dead.to_owned());
+        blocking(move || {
+            let ranges = partitions.iter().map(|partition| this.whole_blocking(&name, *partition)).collect::<Result<Vec<_>, _>>()?;
+            let mut dirty: HashSet<i32> = HashSet::new();
+            this.read_blocking(&ranges, |record| {
+                let Some(key) = record.key.filter(|_| record.value.is_some()) else { return Ok(()) };
+                let is_wanted = subject_part(key).and_then(|part| std::str::from_utf8(part).ok()).is_some_and(|part| wanted.contains(part));
+                if is_wanted || key == dead.as_bytes() {
+                    dirty.insert(record.partition.0);
+                }
+                Ok(())
+            })?;
+            Ok(partitions.into_iter().filter(|partition| dirty.contains(&partition.0)).collect())
+        })
+        .await
+    }
+
+    /// Gives every topic that a roll changes its declared settings back: for a roll whose process died.
+    ///
+    /// # Errors
+    /// [`KafkaError::Call`]: some stay changed until this succeeds.
+    pub async fn undo_rolls(&self) -> Result<(), KafkaError> {
+        for topic in rolled(Extent::WithBusinessData) {
+            // One that was never made has nothing to give back.
+            if self.setting(&self.topic(topic), "segment.ms").await?.is_some() {
+                self.end_roll(topic).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Lowers the settings of `topic` and appends a record to each partition. Repeat [`Kafka::beat`] after a second or more until a
     /// scan is clean: the record that rolls a segment must be a second younger than its first.
     ///
     /// # Errors
     /// [`KafkaError::Call`]; call [`Kafka::end_roll`] in any case.
     pub async fn begin_roll(&self, topic: Topic) -> Result<Vec<Mark>, KafkaError> {
-        let low = [("segment.ms", ROLL_MS), ("max.compaction.lag.ms", ROLL_MS), ("file.delete.delay.ms", "0")];
-        let low = low.iter().map(|(setting, value)| ((*setting).to_owned(), (*value).to_owned())).collect();
+        let low = ROLLED_SETTINGS.iter().zip([ROLL_MS, ROLL_MS, "0"]);
+        let low = low.map(|(setting, value)| ((*setting).to_owned(), value.to_owned())).collect();
         self.set_settings(&self.topic(topic), low).await?;
         self.beat(&[topic]).await
     }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::CaseError;
 use super::certify::About;
 use super::keys::Keys;
-use super::machine::{self, Event, LOOK_AGAIN, Progress, State, Step};
+use super::machine::{self, Event, LOOK_AGAIN, Progress, Removal, State, Step};
 use super::scope::{self, EraseRequest, Listed, Plan, Reason, Scope};
 use super::store::{self, Record};
 use crate::keydb::{KeyDb, Write, on};
@@ -213,8 +213,13 @@ impl Engine {
     pub(super) async fn open(&self, record: Record, subjects: &[Listed], digest: &str) -> Result<CaseId, CaseError> {
         let mut tx = self.parts.db.begin_write().await?;
         if !store::insert(&mut tx, &record, digest).await? {
-            let open = store::open_case_of(&mut tx, digest).await?;
-            return open.ok_or(CaseError::Contended);
+            let open = store::open_case_of(&mut tx, digest).await?.ok_or(CaseError::Contended)?;
+            if record.forced {
+                // What waits for the log's bound may be asked for at once.
+                store::force(&mut tx, &open).await?;
+                tx.commit().await.map_err(on("force a case"))?;
+            }
+            return Ok(open);
         }
         store::write_subjects(&mut tx, &record.id, subjects).await?;
         let evidence = json!({
@@ -241,7 +246,8 @@ impl Engine {
         loop {
             let record = self.record(case).await?;
             let events = store::events(&self.parts.db, case).await?;
-            let action = machine::decide(&events)?;
+            let removal = if record.forced { Removal::Forced } else { Removal::Awaited };
+            let action = machine::decide(&events, removal)?;
             if action == machine::Action::Finished {
                 return Ok(Progress::Done);
             }

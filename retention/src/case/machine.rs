@@ -106,6 +106,10 @@ pub enum Step {
     BarrierAgain,
     /// Stores clean in a further round.
     SinksCleanAgain,
+    /// The log is about to be forced to remove what is tombstoned; from here to `Rolled` its settings may be changed.
+    RollIntended,
+    /// The log was forced, and its settings are as declared again; evidence: whether all was gone by then.
+    Rolled,
     /// Nothing found, nothing opened; evidence: the whole of it.
     Verified,
     /// Certificate signed; evidence: its digest and leaf.
@@ -114,7 +118,7 @@ pub enum Step {
 
 impl Step {
     /// Every step.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Requested,
         Self::Scoped,
         Self::KeysDestroyed,
@@ -130,6 +134,8 @@ impl Step {
         Self::TombstonedAgain,
         Self::BarrierAgain,
         Self::SinksCleanAgain,
+        Self::RollIntended,
+        Self::Rolled,
         Self::Verified,
         Self::Certified,
     ];
@@ -153,6 +159,8 @@ impl Step {
             Self::TombstonedAgain => "tombstoned_again",
             Self::BarrierAgain => "barrier_again",
             Self::SinksCleanAgain => "sinks_clean_again",
+            Self::RollIntended => "roll_intended",
+            Self::Rolled => "rolled",
             Self::Verified => "verified",
             Self::Certified => "certified",
         }
@@ -174,7 +182,13 @@ impl Step {
             Self::CachesRevoked => State::CachesRevoked,
             Self::Tombstoned | Self::RawEnds | Self::SplitPast | Self::SecondTombstones | Self::ControlsPlanted => State::Tombstoned,
             Self::Drained => State::Drained,
-            Self::SinksClean | Self::FoundAgain | Self::TombstonedAgain | Self::BarrierAgain | Self::SinksCleanAgain => State::SinksClean,
+            Self::SinksClean
+            | Self::FoundAgain
+            | Self::TombstonedAgain
+            | Self::BarrierAgain
+            | Self::SinksCleanAgain
+            | Self::RollIntended
+            | Self::Rolled => State::SinksClean,
             Self::Verified => State::Verified,
             Self::Certified => State::Certified,
         }
@@ -235,6 +249,10 @@ pub enum Action {
     TombstoneAgain,
     /// Set the barrier of a further round.
     BarrierAgain,
+    /// Write down that the log will be forced.
+    IntendRoll,
+    /// Force the log to remove what is tombstoned.
+    Roll,
     /// Read every place again, up to `barrier`.
     Verify {
         /// The last barrier.
@@ -253,11 +271,20 @@ pub enum Action {
 #[error("the events of the case do not fit together: {0}")]
 pub struct BrokenHistory(pub &'static str);
 
+/// Whether a case waits for the log to remove what is tombstoned, or forces it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// Within the bound of the topics' settings.
+    Awaited,
+    /// Now.
+    Forced,
+}
+
 /// Decides the next action from the events of a case.
 ///
 /// # Errors
 /// [`BrokenHistory`] where events are missing, out of order or without the evidence they must have.
-pub fn decide(events: &[Event]) -> Result<Action, BrokenHistory> {
+pub fn decide(events: &[Event], removal: Removal) -> Result<Action, BrokenHistory> {
     check_order(events)?;
     let last = events.last().ok_or(BrokenHistory("no event"))?;
     Ok(match last.step {
@@ -277,7 +304,11 @@ pub fn decide(events: &[Event]) -> Result<Action, BrokenHistory> {
         }
         Step::FoundAgain => Action::TombstoneAgain,
         Step::TombstonedAgain => Action::BarrierAgain,
-        Step::SinksClean | Step::SinksCleanAgain => Action::Verify { barrier: last_barrier(events)?, tombstones: last_tombstones(events)? },
+        Step::SinksClean | Step::SinksCleanAgain if removal == Removal::Forced => Action::IntendRoll,
+        Step::RollIntended => Action::Roll,
+        Step::SinksClean | Step::SinksCleanAgain | Step::Rolled => {
+            Action::Verify { barrier: last_barrier(events)?, tombstones: last_tombstones(events)? }
+        }
         Step::Verified => Action::Certify,
         Step::Certified => Action::Finished,
     })
@@ -297,7 +328,9 @@ const fn may_follow(before: Step, after: Step) -> bool {
             | (Step::SecondTombstones, Step::ControlsPlanted)
             | (Step::ControlsPlanted, Step::Drained)
             | (Step::Drained, Step::SinksClean)
-            | (Step::SinksClean | Step::SinksCleanAgain, Step::FoundAgain | Step::Verified)
+            | (Step::SinksClean | Step::SinksCleanAgain, Step::RollIntended)
+            | (Step::RollIntended, Step::Rolled)
+            | (Step::SinksClean | Step::SinksCleanAgain | Step::Rolled, Step::FoundAgain | Step::Verified)
             | (Step::FoundAgain, Step::TombstonedAgain)
             | (Step::TombstonedAgain, Step::BarrierAgain)
             | (Step::BarrierAgain, Step::SinksCleanAgain)
@@ -418,6 +451,10 @@ mod tests {
         (1..).zip(steps).map(|(seq, step)| event(seq, *step)).collect()
     }
 
+    fn decide(events: &[Event]) -> Result<Action, BrokenHistory> {
+        super::decide(events, Removal::Awaited)
+    }
+
     const STRAIGHT: [Step; 13] = [
         Step::Requested,
         Step::Scoped,
@@ -455,6 +492,21 @@ mod tests {
     }
 
     #[test]
+    fn a_forced_removal_is_written_down_before_and_after() {
+        let forced = |steps: &[Step]| super::decide(&history(steps), Removal::Forced).unwrap();
+        let (mut steps, again) =
+            (STRAIGHT[..11].to_vec(), [Step::FoundAgain, Step::TombstonedAgain, Step::BarrierAgain, Step::SinksCleanAgain]);
+        assert_eq!(forced(&steps), Action::IntendRoll);
+        steps.push(Step::RollIntended);
+        assert_eq!(forced(&steps), Action::Roll);
+        assert_eq!(decide(&history(&steps)).unwrap(), Action::Roll, "what was begun is ended");
+        steps.push(Step::Rolled);
+        assert!(matches!(forced(&steps), Action::Verify { .. }));
+        steps.extend(again);
+        assert_eq!(forced(&steps), Action::IntendRoll, "a further round is forced too");
+    }
+
+    #[test]
     fn histories_that_cannot_be_are_refused() {
         assert!(decide(&[]).is_err());
         assert!(decide(&history(&[Step::Scoped])).is_err());
@@ -470,7 +522,7 @@ mod tests {
     proptest! {
         /// From any history the machine takes, the step before `verified` is a clean-up, and before `certified` it is `verified`.
         #[test]
-        fn certified_only_after_verified(picks in proptest::collection::vec(0usize..17, 1..24)) {
+        fn certified_only_after_verified(picks in proptest::collection::vec(0usize..19, 1..24)) {
             let steps: Vec<_> = picks.iter().map(|p| Step::ALL[*p]).collect();
             if decide(&history(&steps)).is_ok() {
                 for pair in steps.windows(2) {

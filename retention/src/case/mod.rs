@@ -20,7 +20,7 @@ pub use engine::{Engine, Parts};
 pub use keys::{Keys, RingKeys};
 pub use machine::{Progress, State};
 pub use scope::{EraseRequest, Listed, Plan, Reason, Scope};
-pub use store::{Record, Shown, ShownEvent, list, show};
+pub use store::{Record, Shown, ShownEvent, has_open_roll, list, show};
 pub use verify::{Case, Verified, VerifyReport};
 
 use sunder_schemas::certificate::CertificateError;

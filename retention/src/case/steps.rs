@@ -1,11 +1,12 @@
 //! The actions of a case, each safe to do again: the same arguments after a crash give the same end.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 use sunder_schemas::certificate::{Iso, Remains};
-use sunder_schemas::ids::{CaseId, KeyId};
+use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, KeyId, SellerId};
 use sunder_schemas::time::{Period, Timestamp};
 
 use super::engine::{Did, Engine};
@@ -50,7 +51,7 @@ impl Engine {
                 if !self.parts.log.split_past(&ends).await? {
                     return Ok(waiting("the splitter has not committed past the raw topics' end yet"));
                 }
-                Did::Event(Step::SplitPast, json!({}))
+                self.split_past(record, events).await?
             }
             Action::TombstoneAfter { since } => self.tombstone_after(record, since).await?,
             Action::PlantControls => self.plant_controls(record).await?,
@@ -61,6 +62,8 @@ impl Engine {
                 Did::Event(Step::TombstonedAgain, marks(&self.tombstone(record).await?))
             }
             Action::BarrierAgain => Did::Event(Step::BarrierAgain, marks(&self.parts.log.barrier().await?)),
+            Action::IntendRoll => Did::Event(Step::RollIntended, json!({})),
+            Action::Roll => self.roll(record).await?,
             Action::Verify { barrier, tombstones } => self.verify_step(record, events, &barrier, &tombstones).await?,
             Action::Certify => self.certify(record, events).await?,
             Action::Finished => Did::Not(Progress::Done),
@@ -69,11 +72,19 @@ impl Engine {
 
     async fn scope(&self, record: &Record, events: &[Event]) -> Result<Did, CaseError> {
         let db = &self.parts.db;
-        let subjects = match record.scope.as_str() {
+        if record.is_offboarding() {
+            // Before anything is listed, so that no poller adds to it.
+            self.parts.keys.remove_seller(&record.seller).await?;
+        }
+        let mut subjects = match record.scope.as_str() {
             "all" => scope::all_of(db, &record.seller, record.extent).await?,
             "due" => scope::due_of(db, &record.seller, record.opened_at).await?,
             _ => scope::with_keys(db, store::subjects(db, &record.id).await?).await?,
         };
+        if record.is_offboarding() {
+            let more = self.unlisted(record, &subjects).await?;
+            subjects.extend(more);
+        }
         let evidence = json!({
             "subjects": subjects.len(),
             "with_keys": subjects.iter().filter(|subject| !subject.keys.is_empty()).count(),
@@ -94,10 +105,48 @@ impl Engine {
         let listed = store::subjects(&self.parts.db, &record.id).await?;
         let mut tx = self.parts.db.begin_write().await?;
         let epoch = self.parts.keys.destroy(&mut tx, record, &listed, self.parts.clock.now()).await?;
-        let event = self.event(events, Step::KeysDestroyed, json!({ "epoch": epoch }));
+        if record.is_offboarding() {
+            // Its tokens stand in the list by now; nothing needs the keys that made them any more.
+            self.parts.keys.destroy_seller_keys(&mut tx, &record.seller).await?;
+        }
+        let event = self.event(events, Step::KeysDestroyed, json!({ "epoch": epoch, "seller_keys": record.is_offboarding() }));
         self.append(&mut tx, record, &event).await?;
         tx.commit().await.map_err(on("destroy keys"))?;
         Ok(Did::Written)
+    }
+
+    /// What the log holds of the seller besides `listed`: inventory is no data subject's and so in no ledger, but it goes with its seller.
+    async fn unlisted(&self, record: &Record, listed: &[Listed]) -> Result<Vec<Listed>, CaseError> {
+        let known: HashSet<_> = listed.iter().map(|subject| subject.token).collect();
+        let entities = self.parts.log.entities(&record.seller).await?;
+        let unknown = entities.into_iter().filter(|token| !known.contains(token));
+        Ok(unknown.map(|token| Listed { fingerprint: fingerprint_of(&record.seller, token), token, keys: Vec::new() }).collect())
+    }
+
+    /// The splitter is past raw's end. What it still wrote of a seller that leaves joins the list, now that nothing more can come.
+    async fn split_past(&self, record: &Record, events: &[Event]) -> Result<Did, CaseError> {
+        if !record.is_offboarding() {
+            return Ok(Did::Event(Step::SplitPast, json!({})));
+        }
+        let mut listed = store::subjects(&self.parts.db, &record.id).await?;
+        let more = self.unlisted(record, &listed).await?;
+        let event = self.event(events, Step::SplitPast, json!({ "added": more.len() }));
+        let mut tx = self.parts.db.begin_write().await?;
+        self.append(&mut tx, record, &event).await?;
+        if !more.is_empty() {
+            self.parts.keys.destroy(&mut tx, record, &more, self.parts.clock.now()).await?;
+            listed.extend(more);
+            store::write_subjects(&mut tx, &record.id, &listed).await?;
+        }
+        tx.commit().await.map_err(on("scope a case"))?;
+        Ok(Did::Written)
+    }
+
+    async fn roll(&self, record: &Record) -> Result<Did, CaseError> {
+        let (_, subjects) = self.subjects(record).await?;
+        let is_gone = self.parts.log.roll(record.id.as_str(), &subjects, record.extent).await?;
+        self.unpause(&record.id);
+        Ok(Did::Event(Step::Rolled, json!({ "all_gone": is_gone })))
     }
 
     async fn await_caches(&self, epoch: i64) -> Result<Did, CaseError> {
@@ -301,6 +350,18 @@ impl Engine {
         }
         Ok(Did::Written)
     }
+}
+
+/// Stands in the ledger for an entity that is no data subject: made of its token, since nobody knows what the token was made of.
+fn fingerprint_of(seller: &SellerId, token: EntityToken) -> Fingerprint {
+    let mut context = Context::new(&SHA256);
+    for part in [b"sunder entity 1".as_slice(), seller.as_str().as_bytes(), &token.0] {
+        context.update(part);
+        context.update(&[0]);
+    }
+    let mut fingerprint = Fingerprint([0; 32]);
+    fingerprint.0.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+    fingerprint
 }
 
 /// SHA-256 over the sorted subjects, as the certificate's form says.

@@ -103,6 +103,12 @@ pub struct ShownEvent {
 }
 
 impl Record {
+    /// Whether the seller leaves: its own keys go with everything it had.
+    #[must_use]
+    pub fn is_offboarding(&self) -> bool {
+        self.reason == Reason::SellerOffboarding && self.scope == "all" && self.extent == Extent::WithBusinessData
+    }
+
     /// As the command line shows it, with `events` where a single case is asked for.
     #[must_use]
     pub fn shown(&self, events: &[Event]) -> Shown {
@@ -172,6 +178,33 @@ pub(super) async fn open_case_of(tx: &mut Write, digest: &str) -> Result<Option<
         .await
         .map_err(on("look for an open case"))?;
     row.map(|row| case_id(&row, 0)).transpose()
+}
+
+/// Has the removal of an open case forced from now on.
+pub(super) async fn force(tx: &mut Write, case: &CaseId) -> Result<(), CaseError> {
+    sqlx::query("UPDATE erasure_case SET forced = 1 WHERE case_id = $1")
+        .bind(case.as_str().to_owned())
+        .execute(&mut **tx)
+        .await
+        .map_err(on("force a case"))?;
+    Ok(())
+}
+
+/// Whether a case has begun to force the log and not written down that it ended: topic settings may be changed.
+///
+/// # Errors
+/// [`CaseError::Db`].
+pub async fn has_open_roll(db: &KeyDb) -> Result<bool, CaseError> {
+    let failed = on("look for a forced removal");
+    let row = sqlx::query(
+        "SELECT COUNT(*) FROM case_event e WHERE e.step = $1 AND NOT EXISTS \
+         (SELECT 1 FROM case_event l WHERE l.case_id = e.case_id AND l.seq > e.seq)",
+    )
+    .bind(Step::RollIntended.as_str())
+    .fetch_one(db.pool())
+    .await
+    .map_err(&failed)?;
+    Ok(row.try_get::<i64, _>(0).map_err(&failed)? > 0)
 }
 
 /// Appends `event` and moves the summary row. [`CaseError::Contended`] where another process appended meanwhile.

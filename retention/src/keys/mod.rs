@@ -27,6 +27,7 @@ use crate::keydb::{DbError, KeyDb};
 use crate::lease::{EpochGate, ErasedKeys, LeaseState};
 use crate::ledger::{self, SubjectState};
 use crate::root::{RootError, RootKey};
+use crate::sellers::{self, SellerState};
 use cache::Cache;
 
 /// Unwrapped data keys kept in memory. Chosen: about 30 MB; a key that is not there costs one unwrapping of 1 us.
@@ -203,6 +204,14 @@ impl Keyring {
     /// Forgets the cached keys of `seller`: after rotation, removal or readmission.
     pub fn forget_seller(&self, seller: &SellerId) {
         self.sellers.write().unwrap_or_else(PoisonError::into_inner).remove(seller);
+    }
+
+    /// Forgets the cached keys of sellers that were removed meanwhile.
+    pub(crate) async fn forget_removed(&self) -> Result<(), DbError> {
+        for seller in sellers::list(&self.db).await?.into_iter().filter(|seller| seller.state == SellerState::Removed) {
+            self.forget_seller(&seller.id);
+        }
+        Ok(())
     }
 
     /// Asks for each candidate whether its personal data may be sealed, and under which key: one transaction for the batch. Answers

@@ -1,6 +1,7 @@
 //! The product as an operator runs it: real processes, Apache Kafka, PostgreSQL, the simulated API, and searches that try to break
 //! the promises.
 
+mod extent;
 mod kills;
 mod leaks;
 mod story;

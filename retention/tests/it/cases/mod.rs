@@ -3,6 +3,9 @@
 mod world;
 
 use sunder_retention::case::{self, EraseRequest, Progress, Reason, Scope, State};
+use sunder_retention::keys::KeyError;
+use sunder_retention::lease::ErasedKeys;
+use sunder_retention::sellers;
 use sunder_schemas::certificate::check;
 use sunder_schemas::ids::CaseId;
 use sunder_schemas::time::{Clock as _, Period};
@@ -100,6 +103,62 @@ async fn an_unknown_order_is_certified_as_never_held_and_stays_out() {
     assert_eq!((statement.subjects.count, statement.subjects.with_keys, statement.recover.tried), (1, 0, 0));
     let known = world.ring.subject(&seller(), world.ring.seller(&seller()).await.unwrap().order_token(&order(77))).await.unwrap();
     assert!(matches!(known, sunder_retention::ledger::SubjectState::Destroyed), "{known:?}");
+}
+
+#[tokio::test]
+async fn a_forced_case_does_not_wait_for_the_cleaner() {
+    let world = World::new().await;
+    world.order(1).await;
+    world.flow();
+    world.log.state.lock().unwrap().is_cleaner_down = true;
+    let case = world.engine().request(&request(&[1])).await.unwrap();
+    let waits = world.work(&case).await;
+    assert!(matches!(&waits, Progress::Waiting { why, .. } if why.contains("cleaner")), "{waits:?}");
+    assert!(!case::has_open_roll(world.ring.db()).await.unwrap());
+    // Asked again with `--now` it is the same case, and it is forced from then on.
+    let again = EraseRequest { now: true, ..request(&[1]) };
+    assert_eq!(world.engine().request(&again).await.unwrap(), case);
+    assert_eq!(world.work(&case).await, Progress::Done);
+    assert_eq!(world.log.state.lock().unwrap().rolls, 1);
+    let forced = [&STRAIGHT[..11], &["roll_intended", "rolled"], &STRAIGHT[11..]].concat();
+    assert_eq!(steps(&world, &case).await, forced);
+}
+
+#[tokio::test]
+async fn a_seller_that_leaves_takes_everything_with_it_and_may_come_back_with_new_keys() {
+    for world in World::all().await {
+        leaves_and_comes_back(&world).await;
+    }
+}
+
+async fn leaves_and_comes_back(world: &World) {
+    for n in 0..3 {
+        world.order(n).await;
+    }
+    world.flow();
+    let before = world.ring.seller(&seller()).await.unwrap();
+    let (token, print) = (before.order_token(&order(1)), before.fingerprint(&order(1)));
+    // Personal data of one order went earlier; its business data goes now. What is in no ledger (an inventory level) goes as well.
+    let earlier = world.engine().request(&request(&[2])).await.unwrap();
+    assert_eq!(world.work(&earlier).await, Progress::Done);
+    let inventory = sunder_schemas::ids::EntityToken([7; 16]);
+    world.log.state.lock().unwrap().put(&format!("{}|{inventory}", seller()), b"a row");
+    let offboarding = EraseRequest { scope: Scope::All, reason: Reason::SellerOffboarding, with_business_data: Some(true), ..request(&[]) };
+    let case = world.engine().request(&offboarding).await.unwrap();
+    assert_eq!(world.work(&case).await, Progress::Done);
+    assert_eq!(world.show(&case).await.subjects, 4, "{}", world.keys.engine);
+    world.ring.forget_seller(&seller());
+    assert!(matches!(world.ring.seller(&seller()).await, Err(KeyError::SellerRemoved(_))));
+    let gate = ErasedKeys::default();
+    gate.refresh(world.ring.db()).await.unwrap();
+    assert!(gate.withholds(token) && gate.withholds(inventory));
+    assert!(world.engine().verify(&case).await.unwrap().holds, "it verifies without the seller's keys");
+
+    sellers::readmit(&world.ring, &seller()).await.unwrap();
+    let after = world.ring.seller(&seller()).await.unwrap();
+    assert_ne!(after.order_token(&order(1)), token);
+    assert_eq!(after.fingerprint(&order(1)), print, "what was erased is known still");
+    world.order(50).await;
 }
 
 #[tokio::test]

@@ -91,6 +91,8 @@ pub(crate) struct LogState {
     pub(crate) is_splitter_down: bool,
     pub(crate) is_cleaner_down: bool,
     pub(crate) is_blind: bool,
+    /// How often removal was forced.
+    pub(crate) rolls: usize,
     /// Appended behind the tombstones, once, when the barrier is set.
     pub(crate) late: Vec<(String, Vec<u8>)>,
     /// Appended behind every tombstone, for ever.
@@ -111,6 +113,11 @@ impl LogState {
             last.insert(record.key.clone(), record.offset);
         }
         self.pii.retain(|record| last.get(&record.key) == Some(&record.offset));
+    }
+
+    /// Lays `value` under `key`, as the splitter would.
+    pub(crate) fn put(&mut self, key: &str, value: &[u8]) {
+        self.append(key.to_owned(), Some(value.to_vec()));
     }
 
     pub(crate) fn wake_cleaner(&mut self) {
@@ -193,6 +200,24 @@ impl EventLog for FakeLog {
                 state.clean();
             }
             vec![mark(PII, offset)]
+        })
+    }
+
+    async fn entities(&self, seller: &SellerId) -> Result<Vec<EntityToken>, StoreError> {
+        self.fuse.call(|| {
+            let state = self.state.lock().unwrap();
+            let of_seller = state.pii.iter().filter(|record| record.value.is_some());
+            let parts = of_seller.filter_map(|record| record.key.strip_prefix(&format!("{seller}|"))?.split('|').next());
+            parts.filter_map(|token| EntityToken::parse(token).ok()).collect()
+        })
+    }
+
+    async fn roll(&self, _case: &str, _subjects: &[Subject], _extent: Extent) -> Result<bool, StoreError> {
+        self.fuse.call(|| {
+            let mut state = self.state.lock().unwrap();
+            state.rolls += 1;
+            state.clean();
+            true
         })
     }
 

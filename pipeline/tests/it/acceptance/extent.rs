@@ -1,0 +1,151 @@
+//! Erasures that take the business data too: one order, a whole seller, and removal that is forced.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::world::{Services, Stores, World};
+use super::{read_log, warehouse};
+
+/// Rows of a table, by seller.
+async fn rows(world: &World, sql: &'static str, seller: &str) -> usize {
+    warehouse(world, sql).await.iter().filter(|row| row.first().cloned().flatten().as_deref() == Some(seller)).count()
+}
+
+async fn tokens(world: &World) -> BTreeSet<String> {
+    let rows = warehouse(world, "SELECT order_token FROM orders").await;
+    rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect()
+}
+
+/// An order of the simulator whose personal data is wanted, and its seller.
+async fn some_order(world: &World) -> (String, String) {
+    let personal = world.simulator.personal().await;
+    let first = personal.iter().find(|p| p["allowed"] == true).expect("a personal value");
+    let text = |name: &str| first[name].as_str().expect("text").to_owned();
+    (text("seller"), text("order"))
+}
+
+async fn pass(world: &mut World, advance: &str, offset: &str) {
+    world.simulator.post("/_sim/clock", json!({"advance": advance})).await;
+    world.set("SUNDER_CLOCK__OFFSET", offset);
+}
+
+/// How many values with `needle` in their key or body lie on topics whose name contains one of `kinds`, after the last tombstone.
+fn values_of(world: &World, services: &Services, token: &str, kinds: &[&str]) -> usize {
+    let mut living: BTreeSet<(String, i32, Vec<u8>)> = BTreeSet::new();
+    read_log(world, &services.kafka, |topic, partition, _, bytes| {
+        if !kinds.iter().any(|kind| topic.contains(kind)) {
+            return;
+        }
+        let mut parts = bytes.splitn(2, |byte| *byte == 0);
+        let (key, rest) = (parts.next().unwrap_or_default().to_vec(), parts.next().unwrap_or_default());
+        if !String::from_utf8_lossy(&key).contains(token) {
+            return;
+        }
+        // A tombstone has no body: behind its key come its headers at the most.
+        let entry = (topic.to_owned(), partition, key);
+        if rest.is_empty() || rest.first() == Some(&0) && rest.starts_with(b"\0sunder_case") {
+            living.remove(&entry);
+        } else {
+            living.insert(entry);
+        }
+    });
+    living.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_erased_with_its_business_data_never_comes_back() {
+    let Some(services) = Services::from_env() else { return };
+    let mut world = World::start(&services, Stores::Sqlite, 2, 60, 11, "none").await;
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    let (seller, order) = some_order(&world).await;
+    let before = tokens(&world).await;
+    let erase = ["erase", "--seller", &seller, "--order", &order, "--reason", "amazon-request", "--wait", "--json"];
+    let case = world.run(&erase).expect(0);
+    assert_eq!(case["state"], "certified", "{case:#}");
+    let after = tokens(&world).await;
+    let gone: Vec<&String> = before.difference(&after).collect();
+    let [token] = gone.as_slice() else { panic!("one order went: {}", gone.len()) };
+    for topics in [".state.", ".events.", ".pii."] {
+        assert_eq!(values_of(&world, &services, token, &[topics]), 0, "{topics}");
+    }
+
+    // Polled again, changed and polled again, and split again from the start: nothing of it comes.
+    pass(&mut world, "1h", "1h").await;
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    world.simulator.post("/_sim/change", json!({"seller": seller, "order": order})).await;
+    pass(&mut world, "1h", "2h").await;
+    let report = world.run(&["run", "--until-idle", "--json"]).expect(0);
+    assert!(report["withheld"].as_u64() > Some(0), "it was fetched and left out: {report}");
+    assert!(!tokens(&world).await.contains(*token));
+    for topics in [".state.", ".events.", ".pii."] {
+        assert_eq!(values_of(&world, &services, token, &[topics]), 0, "{topics} after polling again");
+    }
+    let open = ["open", "--json", "--seller", &seller, "--order", &order, "--purpose", "fulfilment", "--role", "shipping"];
+    assert_eq!(world.run(&open).expect(3)["state"], "erased");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_was_never_seen_is_certified_as_not_held() {
+    let Some(services) = Services::from_env() else { return };
+    let world = World::start(&services, Stores::Sqlite, 1, 5, 12, "none").await;
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    let (seller, _) = some_order(&world).await;
+    let erase = ["erase", "--seller", &seller, "--order", "999-0000001-0000001", "--reason", "buyer-request", "--wait", "--json"];
+    let case = world.run(&erase).expect(0);
+    assert_eq!((case["state"].as_str(), case["subjects"].as_u64()), (Some("certified"), Some(1)), "{case:#}");
+    assert_eq!(world.run(&["verify", case["id"].as_str().expect("id"), "--json"]).expect(0)["holds"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seller_that_is_removed_leaves_nothing_and_the_others_stay() {
+    let Some(services) = Services::from_env() else { return };
+    let mut world = World::start(&services, Stores::Sqlite, 2, 60, 13, "none").await;
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    let (leaver, _) = some_order(&world).await;
+    let tables = [
+        "SELECT selling_partner_id FROM orders",
+        "SELECT selling_partner_id FROM order_items",
+        "SELECT selling_partner_id FROM packages",
+        "SELECT selling_partner_id FROM inventory_levels",
+    ];
+    let mut stays = Vec::new();
+    for sql in tables {
+        assert!(rows(&world, sql, &leaver).await > 0, "{sql}");
+        stays.push(warehouse(&world, sql).await.len() - rows(&world, sql, &leaver).await);
+    }
+    let case = world.run(&["sellers", "remove", &leaver, "--json"]).expect(0);
+    let id = case["id"].as_str().expect("id").to_owned();
+    // The config still names the seller: removed beats it.
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    assert_eq!(world.run(&["cases", &id, "--json"]).expect(0)["state"], "certified");
+    pass(&mut world, "1h", "1h").await;
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    for (sql, stays) in tables.into_iter().zip(stays) {
+        assert_eq!(rows(&world, sql, &leaver).await, 0, "{sql}");
+        assert!(warehouse(&world, sql).await.len() >= stays, "{sql}: other sellers keep their rows");
+    }
+    assert_eq!(world.run(&["verify", &id, "--json"]).expect(0)["holds"], true);
+    let list = world.run(&["sellers", "list", "--json"]).expect(0);
+    let of = |id: &str| list.as_array().expect("a list").iter().find(|s| s["id"] == id).cloned().unwrap_or(Value::Null);
+    assert_eq!((of(&leaver)["state"].as_str(), of(&leaver)["has_refresh_token"].as_bool()), (Some("removed"), Some(false)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forced_erasure_is_certified_in_seconds_under_production_periods() {
+    let Some(services) = Services::from_env() else { return };
+    let mut world = World::start(&services, Stores::Sqlite, 1, 20, 14, "none").await;
+    world.set("SUNDER_RETENTION__PROFILE", "production");
+    world.set("SUNDER_KEYS__LEASE", "3s");
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    let (seller, order) = some_order(&world).await;
+    let started = Instant::now();
+    let erase = ["erase", "--seller", &seller, "--order", &order, "--reason", "buyer-request", "--now", "--wait", "--json"];
+    let case = world.run(&erase).expect(0);
+    assert_eq!(case["state"], "certified", "{case:#}");
+    // The producers' message timeout of this profile is 30 s; without force it would take six hours.
+    assert!(started.elapsed() < Duration::from_secs(300), "{:?}", started.elapsed());
+    let drift = world.run(&["topics", "diff", "--json"]).expect(0);
+    assert!(drift.as_array().expect("a list").iter().all(|topic| topic["status"] == "ok"), "{drift}");
+}
