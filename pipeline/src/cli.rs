@@ -49,7 +49,7 @@ pub struct Cli {
 pub enum Command {
     /// Show everything on embedded parts: simulator, in-memory broker, SQLite, a virtual clock.
     ///
-    /// Leaves sunder-demo/ in the working folder: warehouse.db, certificates/<case>/certificate.note, certificate.pub, README.txt.
+    /// Leaves sunder-demo/ in the working folder: warehouse.db, certificates/CASE/certificate.note, certificate.pub, README.txt.
     #[cfg(feature = "embedded")]
     Demo(DemoArgs),
     /// Run the long-running roles, all by default: poll, split, sink, retain, serve.

@@ -1,7 +1,7 @@
 //! `sunder run`: the long-running roles of one process, until a signal, or until there is nothing left to do.
 //!
 //! Shutdown is a state: stop taking, drain, give the lease back, exit 0. A second signal, or work that does not end within
-//! [`DRAIN_MAX`], exits non-zero and says what was left.
+//! `DRAIN_MAX`, exits non-zero and says what was left.
 
 mod assignment;
 mod idle;
