@@ -67,14 +67,13 @@ async fn stores(base: &Base) -> Vec<Entry> {
     let mut entries = vec![ok("keys.root", base.keyring.root().describe()), ok("keys.database", "answers, migrated")];
     let skew = base.clock.now().0 - base.system_clock.now().0 - base.config.clock.offset.millis_max();
     entries.push(if skew.abs() <= CLOCK_SKEW_MS_MAX {
-        ok(
-            "clock",
-            format!(
-                "policy clock is the system's {} {}",
-                if base.config.clock.offset.millis_max() == 0 { "" } else { "moved by" },
-                base.config.clock.offset
-            ),
-        )
+        let offset = base.config.clock.offset;
+        let detail = if offset.millis_max() == 0 {
+            "the policy clock is the system's".to_owned()
+        } else {
+            format!("the policy clock is the system's, moved by {offset}")
+        };
+        ok("clock", detail)
     } else {
         fail("clock", format!("policy and system clock differ by {skew} ms"), "synchronise the system's clock")
     });

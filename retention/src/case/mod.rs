@@ -1,6 +1,6 @@
 //! Erasure cases: from a request or a deadline to a signed certificate.
 //!
-//! [`machine`] decides, purely; [`Engine`] does what it decided and appends the event; [`verify`](self::verify) judges; [`certify`]
+//! [`machine`] decides, purely; [`Engine`] does what it decided and appends the event; [`mod@verify`] judges; [`certify`]
 //! writes the statement. Invariants: every step is an event that is persisted before the next begins; every action may be done twice;
 //! a case only ends with a [`Case`] in state [`Verified`], which nothing but a verification that held can make.
 

@@ -1,6 +1,6 @@
 //! Verification: every store read again, everything found tried with every key that is left, and the judgement.
 //!
-//! [`judge`] is pure. [`Case<Verified>`] can be made by it alone (or read back from the event that it made), so that a certificate can
+//! `judge` is pure. [`Case<Verified>`] can be made by it alone (or read back from the event that it made), so that a certificate can
 //! come from nothing else.
 
 use std::collections::HashSet;
