@@ -5,6 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use sunder::kafka::{Kafka, KafkaSettings, OutRecord};
+use sunder_schemas::class::Family;
+use sunder_schemas::ids::Partition;
+use sunder_schemas::topic::{Profile, Topic};
+
 use super::world::{Services, Stores, World};
 use super::{read_log, warehouse};
 
@@ -54,6 +59,39 @@ fn values_of(world: &World, services: &Services, token: &str, kinds: &[&str]) ->
     living.len()
 }
 
+/// The log of `world`, as its processes are connected to it.
+async fn log_of(world: &World, services: &Services, profile: Profile) -> Kafka {
+    let settings = KafkaSettings { profile, ..KafkaSettings::plaintext(&services.kafka, &world.prefix, 4, 1) };
+    Kafka::connect(settings).await.expect("Kafka answers")
+}
+
+/// Appends every raw event of `token` once more, as a replay does; returns how many.
+async fn replay(world: &World, services: &Services, token: &str) -> usize {
+    let (kafka, token) = (log_of(world, services, Profile::Test).await, token.to_owned());
+    tokio::task::spawn_blocking(move || {
+        let topic = kafka.topic(Topic::Raw(Family::Orders));
+        let ranges: Vec<_> = (0..4).map(|n| kafka.whole_blocking(&topic, Partition(n)).expect("bounds")).collect();
+        let mut events = Vec::new();
+        let read = kafka.read_blocking(&ranges, |record| {
+            let key = record.key.unwrap_or_default();
+            if String::from_utf8_lossy(key).contains(&token) {
+                events.push((record.partition, key.to_vec(), record.value.unwrap_or_default().to_vec()));
+            }
+            Ok(())
+        });
+        read.expect("raw events");
+        let batch = kafka.producer().batch();
+        for (partition, key, value) in &events {
+            let record = OutRecord { topic: &topic, partition: *partition, key, value: Some(value), headers: &[] };
+            batch.send(record).expect("sent");
+        }
+        batch.acked_blocking().expect("acknowledged");
+        events.len()
+    })
+    .await
+    .expect("replayed")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_erased_with_its_business_data_never_comes_back() {
     let Some(services) = Services::from_env() else { return };
@@ -81,6 +119,14 @@ async fn an_order_erased_with_its_business_data_never_comes_back() {
     assert!(!tokens(&world).await.contains(*token));
     for topics in [".state.", ".events.", ".pii."] {
         assert_eq!(values_of(&world, &services, token, &[topics]), 0, "{topics} after polling again");
+    }
+    assert!(replay(&world, &services, token).await > 0, "raw still has its events");
+    let report = world.run(&["run", "--until-idle", "--json"]).expect(0);
+    assert!(report["split"].as_u64() > Some(0), "{report}");
+    assert_eq!(report["dead_lettered"], 0, "{report}");
+    assert!(!tokens(&world).await.contains(*token), "a replay brought it back");
+    for topics in [".state.", ".events.", ".pii."] {
+        assert_eq!(values_of(&world, &services, token, &[topics]), 0, "{topics} after a replay");
     }
     let open = ["open", "--json", "--seller", &seller, "--order", &order, "--purpose", "fulfilment", "--role", "shipping"];
     assert_eq!(world.run(&open).expect(3)["state"], "erased");
@@ -130,6 +176,21 @@ async fn a_seller_that_is_removed_leaves_nothing_and_the_others_stay() {
     let list = world.run(&["sellers", "list", "--json"]).expect(0);
     let of = |id: &str| list.as_array().expect("a list").iter().find(|s| s["id"] == id).cloned().unwrap_or(Value::Null);
     assert_eq!((of(&leaver)["state"].as_str(), of(&leaver)["has_refresh_token"].as_bool()), (Some("removed"), Some(false)));
+
+    // Back again, with new keys: what was erased stays out, the rest comes.
+    let config: toml::Table = std::fs::read_to_string(world.config()).expect("config").parse().expect("TOML");
+    let sellers = config["seller"].as_array().expect("sellers");
+    let seller = sellers.iter().find(|s| s["id"].as_str() == Some(&leaver)).expect("the config names it");
+    let text = |value: &toml::Value| value.as_str().expect("text").to_owned();
+    let marketplaces: Vec<String> = seller["marketplaces"].as_array().expect("a list").iter().map(text).collect();
+    let (region, token, places) = (text(&seller["region"]), text(&seller["refresh_token"]["file"]), marketplaces.join(","));
+    let add =
+        ["sellers", "add", "--id", &leaver, "--region", &region, "--marketplaces", &places, "--token-file", &token, "--readmit", "--json"];
+    world.run(&add).expect(0);
+    let report = world.run(&["run", "--until-idle", "--json"]).expect(0);
+    assert!(report["withheld"].as_u64() > Some(0), "{report}");
+    assert_eq!(rows(&world, tables[0], &leaver).await, 0, "erased orders stay out");
+    assert!(rows(&world, tables[3], &leaver).await > 0, "its inventory is read again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,6 +207,22 @@ async fn a_forced_erasure_is_certified_in_seconds_under_production_periods() {
     assert_eq!(case["state"], "certified", "{case:#}");
     // The producers' message timeout of this profile is 30 s; without force it would take six hours.
     assert!(started.elapsed() < Duration::from_secs(300), "{:?}", started.elapsed());
+    assert_eq!(world.run(&["verify", case["id"].as_str().expect("id"), "--json"]).expect(0)["holds"], true);
+
+    // A removal that was cut off: settings are lowered, and its intent stands in the database.
+    log_of(&world, &services, Profile::Production).await.begin_roll(Topic::Pii(Family::Orders)).await.expect("lowered");
+    world.run(&["topics", "diff", "--json"]).expect(3);
+    world.run(&["run", "--until-idle", "--json"]).expect(3);
+    intend_roll(&world).await;
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
     let drift = world.run(&["topics", "diff", "--json"]).expect(0);
     assert!(drift.as_array().expect("a list").iter().all(|topic| topic["status"] == "ok"), "{drift}");
+}
+
+/// Writes down a forced removal that nobody ended.
+async fn intend_roll(world: &World) {
+    use sqlx::Connection;
+    let mut connection = sqlx::SqliteConnection::connect(&world.urls.keys).await.expect("key database answers");
+    let event = "INSERT INTO case_event (case_id, seq, step, at, at_system, evidence) VALUES ('case-x', 1, 'roll_intended', 0, 0, '{}')";
+    sqlx::query(event).execute(&mut connection).await.expect("written");
 }
