@@ -212,7 +212,7 @@ fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
             log.kafka.clone(),
             Arc::clone(&schemas),
             Arc::clone(&keys.keyring),
-            vec![Family::Orders],
+            Family::ALL.to_vec(),
             "sunder-benches",
         ),
         warehouse: SinkRunner::new(log.kafka.clone(), Arc::clone(&schemas), warehouse.clone() as Arc<dyn Sink<StateRecord>>, None),
