@@ -19,6 +19,31 @@ use crate::split::batch::RawRecord;
 /// What stands for the classification in the associated data of a dead letter's block.
 const CLASSIFICATION: &str = "dead_letter#1";
 
+/// Largest original that is sealed whole, in bytes: what a dead-letter topic takes, less room for coordinates and headers (chosen: 15 MiB).
+const ORIGINAL_BYTES_MAX: usize = 15 * 1024 * 1024;
+/// The header that says how long a value was that had to be cut, in bytes.
+const CUT_HEADER: &str = "sunder-cut";
+
+/// Appends `record` as it is to be sealed. A record can be far larger than its topic's bound, which counts compressed bytes: one that no
+/// dead letter could take is cut, and says so, rather than stopping the stream. The whole of it stays on the raw topic.
+fn encode(record: &RawRecord<'_>, bytes_max: usize, plain: &mut Vec<u8>) {
+    let len = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+    let headers_len: usize = record.headers.iter().map(|(name, value)| name.len() + len(*value) + 16).sum();
+    let value_len = len(record.value);
+    if len(record.key) + headers_len + value_len <= bytes_max {
+        Original::encode_parts(record.key, record.headers.iter().copied(), record.value, plain);
+        return;
+    }
+    let part = |bytes: &'_ [u8], max: usize| bytes.len().min(max);
+    let third = bytes_max / 3;
+    let key = record.key.and_then(|key| key.get(..part(key, third)));
+    let mut headers: Vec<(&str, Option<&[u8]>)> = if headers_len <= third { record.headers.to_vec() } else { Vec::new() };
+    let original_len = value_len.to_string();
+    headers.push((CUT_HEADER, Some(original_len.as_bytes())));
+    let value = record.value.and_then(|value| value.get(..part(value, third)));
+    Original::encode_parts(key, headers.into_iter(), value, plain);
+}
+
 /// Where a record lay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Coordinates<'a> {
@@ -62,7 +87,7 @@ pub fn seal(
     quarantine: &DataKey,
 ) -> Option<DeadLetter> {
     let mut plain = Vec::new();
-    Original::encode_parts(record.key, record.headers.iter().copied(), record.value, &mut plain);
+    encode(record, ORIGINAL_BYTES_MAX, &mut plain);
     let seller = nobody()?;
     let context = Context { seller: &seller, entity: at.token(), group: FieldGroup::Unclassified, classification: CLASSIFICATION };
     let block: SealedBlock = quarantine.seal(&context, &plain);
@@ -93,4 +118,38 @@ pub fn open(letter: &DeadLetter, quarantine: &DataKey) -> Option<Original> {
     let context = Context { seller: &seller, entity: at.token(), group: FieldGroup::Unclassified, classification: CLASSIFICATION };
     let plain = quarantine.open(&context, letter.block.as_bytes()).ok()?;
     Original::decode(plain.reveal()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sunder_schemas::class::Family;
+
+    fn encoded(key: &[u8], headers: &[(&str, Option<&[u8]>)], value: &[u8]) -> Original {
+        let record = RawRecord {
+            topic: "sp.raw.orders.v1",
+            family: Family::Orders,
+            partition: Partition(0),
+            offset: Offset(0),
+            key: Some(key),
+            value: Some(value),
+            headers,
+        };
+        let mut plain = Vec::new();
+        encode(&record, 3_000, &mut plain);
+        assert!(plain.len() <= 3_000 + 64, "{}", plain.len());
+        Original::decode(&plain).unwrap()
+    }
+
+    #[test]
+    fn what_fits_is_sealed_whole_and_what_does_not_is_cut_and_says_so() {
+        let whole = encoded(b"key", &[("h", Some(b"1"))], &[7; 2_500]);
+        assert_eq!((whole.value.unwrap().len(), whole.headers.len()), (2_500, 1));
+        let cut = encoded(b"key", &[("h", Some(b"1"))], &[7; 50_000]);
+        assert_eq!((cut.value.unwrap(), cut.key.unwrap()), (vec![7; 1_000], b"key".to_vec()));
+        assert_eq!(cut.headers.last().unwrap(), &("sunder-cut".to_owned(), Some(b"50000".to_vec())));
+        let large = vec![7u8; 9_000];
+        let cut = encoded(&large, &[("h", Some(&large))], b"");
+        assert_eq!((cut.key.unwrap().len(), cut.headers.len()), (1_000, 1));
+    }
 }

@@ -235,6 +235,33 @@ pub async fn set_state(keyring: &Keyring, seller: &SellerId, to: SellerState, co
     }
 }
 
+/// Blocks a seller whose grant was refused, with `code`; returns whether it was. One that is paused or removed stays so, and so does one
+/// that was given another refresh token than `refused` meanwhile: that one was not tried yet.
+///
+/// # Errors
+/// [`KeyError`].
+pub async fn block(keyring: &Keyring, seller: &SellerId, refused: &SecretString, code: &str) -> Result<bool, KeyError> {
+    if state(keyring.db(), seller).await? != Some(SellerState::Active)
+        || refresh_token(keyring, seller).await?.expose_secret() != refused.expose_secret()
+    {
+        return Ok(false);
+    }
+    set_state(keyring, seller, SellerState::Blocked, Some(code)).await.map(|()| true)
+}
+
+/// Lets a blocked seller be polled again if `token` is another than the one that was refused; returns whether it does.
+///
+/// # Errors
+/// [`KeyError`].
+pub async fn unblock_with(keyring: &Keyring, seller: &SellerId, token: &SecretString) -> Result<bool, KeyError> {
+    if state(keyring.db(), seller).await? != Some(SellerState::Blocked)
+        || refresh_token(keyring, seller).await?.expose_secret() == token.expose_secret()
+    {
+        return Ok(false);
+    }
+    set_state(keyring, seller, SellerState::Active, None).await.map(|()| true)
+}
+
 /// Destroys what opens a removed seller's data and makes its tokens, within the transaction of its off-boarding case, once the case has
 /// recorded its tokens: refresh token, wrapping key, token key. The ledger key stays. A seller that was never known has none.
 ///

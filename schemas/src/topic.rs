@@ -130,7 +130,14 @@ impl Topic {
             ]);
         };
         match self {
-            Self::Raw(_) | Self::DlqRaw(_) => delete(&mut settings, times.raw_ms, times.raw_segment_ms),
+            Self::Raw(_) => {
+                settings.push(("max.message.bytes", RAW_MESSAGE_BYTES_MAX.to_string()));
+                delete(&mut settings, times.raw_ms, times.raw_segment_ms);
+            }
+            Self::DlqRaw(_) => {
+                settings.push(("max.message.bytes", DLQ_MESSAGE_BYTES_MAX.to_string()));
+                delete(&mut settings, times.raw_ms, times.raw_segment_ms);
+            }
             Self::KeysRevoked => delete(&mut settings, 7 * DAY_MS, DAY_MS),
             Self::AuditLog => delete(&mut settings, 400 * DAY_MS, 7 * DAY_MS),
             Self::Events(_) => {
@@ -168,6 +175,12 @@ impl fmt::Display for Topic {
         }
     }
 }
+
+/// Largest batch of a raw topic, in bytes, as compressed (Kafka's default `max.message.bytes`).
+pub const RAW_MESSAGE_BYTES_MAX: u64 = 1_048_588;
+/// Largest batch of a dead-letter topic, in bytes: ciphertext does not compress, so a raw record that came compressed needs more room
+/// here than where it lay (chosen: 16 times).
+pub const DLQ_MESSAGE_BYTES_MAX: u64 = 16 * RAW_MESSAGE_BYTES_MAX;
 
 /// Milliseconds of a day.
 const DAY_MS: i64 = 86_400_000;
@@ -235,6 +248,19 @@ mod tests {
         assert!(names.contains(&"sp.privacy.erased.v1".to_owned()));
         let unique: std::collections::BTreeSet<_> = names.iter().collect();
         assert_eq!(unique.len(), names.len());
+    }
+
+    #[test]
+    fn a_dead_letter_has_room_for_any_raw_record_and_its_wrapping() {
+        for profile in [Profile::Production, Profile::Test] {
+            for family in Family::ALL {
+                let bytes_max = |topic: Topic| -> u64 {
+                    let settings = topic.settings(profile);
+                    settings.iter().find(|(name, _)| *name == "max.message.bytes").and_then(|(_, v)| v.parse().ok()).unwrap()
+                };
+                assert!(bytes_max(Topic::DlqRaw(*family)) >= 2 * bytes_max(Topic::Raw(*family)), "{family}");
+            }
+        }
     }
 
     #[test]

@@ -26,11 +26,18 @@ impl App {
     /// [`StartError`].
     pub async fn register_sellers(&self) -> Result<(), StartError> {
         for seller in &self.base.config.seller {
+            let refresh_token = settings::secret(&format!("seller {} refresh_token", seller.id), &seller.refresh_token)?;
+            // Another token than the refused one is a new grant: a restart is all it takes.
+            match sellers::unblock_with(&self.base.keyring, &seller.id, &refresh_token).await {
+                Ok(true) => tracing::info!(seller = %seller.id, "has a new refresh token and is polled again"),
+                Ok(false) => {}
+                Err(error) => return Err(part("keys.database")(error)),
+            }
             let account = Account {
                 id: seller.id.clone(),
                 region: seller.region.clone(),
                 marketplaces: seller.marketplaces.clone(),
-                refresh_token: Some(settings::secret(&format!("seller {} refresh_token", seller.id), &seller.refresh_token)?),
+                refresh_token: Some(refresh_token),
             };
             match sellers::put(&self.base.keyring, &account).await {
                 Err(KeyError::SellerRemoved(id)) => tracing::warn!(seller = %id, "was removed and is not polled, whatever the config says"),
@@ -64,6 +71,15 @@ impl App {
             }));
         }
         Ok(polled)
+    }
+
+    /// Sellers that are not polled until a person acts.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn blocked_sellers(&self) -> Result<Vec<SellerId>, KeyError> {
+        let known = sellers::list(self.base.keyring.db()).await?;
+        Ok(known.into_iter().filter(|seller| seller.state == SellerState::Blocked).map(|seller| seller.id).collect())
     }
 
     /// The SP-API client.

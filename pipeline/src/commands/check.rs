@@ -1,6 +1,7 @@
 //! `sunder check`: config, connections, topic drift, key rights, clock, planner statistics, gaps, unclassified fields.
 
 use sunder_retention::cursor;
+use sunder_retention::sellers::{self, SellerState};
 
 use super::Failure;
 use super::topics::show;
@@ -104,6 +105,17 @@ async fn stores(base: &Base) -> Vec<Entry> {
 async fn polling(base: &Base) -> Vec<Entry> {
     let db = base.keyring.db();
     let mut entries = Vec::new();
+    match sellers::list(db).await {
+        Ok(known) => entries.extend(known.iter().filter(|s| s.state == SellerState::Blocked).map(|s| {
+            let detail = format!("{} is not polled: {}", s.id, s.code.as_deref().unwrap_or("unknown"));
+            warn(
+                "seller",
+                detail,
+                "let it authorise again, then `sunder sellers add` with the new token, or change the config's and restart",
+            )
+        })),
+        Err(error) => entries.push(fail("sellers", crate::telemetry::chain(&error), "see keys.database")),
+    }
     match cursor::open_gaps(db, None).await {
         Ok(gaps) if gaps.is_empty() => entries.push(ok("gaps", "none open")),
         Ok(gaps) => entries.extend(gaps.iter().map(|gap| {

@@ -76,15 +76,37 @@ fn urls(config: &Config, problems: &mut Vec<String>) {
         if !known {
             problems.push(format!("{key}: must begin with postgres:// or sqlite:///"));
         }
-        let authority = url.split("://").nth(1).and_then(|r| r.split('/').next()).unwrap_or_default();
-        if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+        let rest = url.split_once("://").map_or("", |(_, rest)| rest);
+        let authority = rest.split(['/', '?']).next().unwrap_or_default();
+        if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) || rest.contains("password=") {
             problems.push(format!("{key}: a password inside a URL ends up in logs; put it beside as a reference"));
         }
     }
+    one_store_each(config, problems);
     let root_known = ["file:", "transit:", "awskms:"].iter().any(|s| config.keys.root.starts_with(s));
     if !root_known {
         problems.push("keys.root: must begin with file:, transit: or awskms:".to_owned());
     }
+}
+
+/// Every store has a database of its own: the proof reads a store's files for what must not be in them, and would find in the vault's
+/// the key ids that the ledger keeps by right.
+fn one_store_each(config: &Config, problems: &mut Vec<String>) {
+    let stores = [("keys.database", &config.keys.database), ("vault.url", &config.vault.url), ("warehouse.url", &config.warehouse.url)];
+    for (index, (key, url)) in stores.iter().enumerate() {
+        let same = stores.iter().skip(index + 1).filter(|(_, other)| place(url) == place(other));
+        problems.extend(same.map(|(other, _)| format!("{key} and {other}: name the same database; give each its own")));
+    }
+}
+
+/// What a database URL leads to, without its options: the file of SQLite, as far as it exists without links and dots.
+fn place(url: &str) -> std::path::PathBuf {
+    let bare = url.split('?').next().unwrap_or_default();
+    let Some(path) = bare.strip_prefix("sqlite:") else { return bare.replacen("postgresql://", "postgres://", 1).into() };
+    let path = std::path::Path::new(path.trim_start_matches("//"));
+    let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+    let real = path.canonicalize().ok().or_else(|| Some(folder?.join(path.file_name()?)));
+    real.unwrap_or_else(|| path.components().collect())
 }
 
 fn sellers(config: &Config, problems: &mut Vec<String>) {

@@ -204,6 +204,32 @@ mod tests {
     }
 
     #[test]
+    fn a_password_among_a_urls_options_is_refused_and_not_shown() {
+        let text = EXAMPLE.replace("postgres://user@host/sunder_vault", "postgres://user@host/sunder_vault?password=hunter2");
+        let error = parse_text(&text).unwrap_err().to_string();
+        assert!(error.contains("vault.url") && !error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn two_stores_never_share_a_database() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("one.db");
+        let (plain, dotted) = (format!("sqlite://{}", file.display()), format!("sqlite://{}/./one.db?mode=rwc", folder.path().display()));
+        for (keys, vault, warehouse, named) in [
+            (plain.as_str(), dotted.as_str(), "postgres://user@host/w", "keys.database and vault.url"),
+            ("postgres://user@host/k", plain.as_str(), plain.as_str(), "vault.url and warehouse.url"),
+            ("postgres://user@host/w", plain.as_str(), "postgresql://user@host/w", "keys.database and warehouse.url"),
+        ] {
+            let text = EXAMPLE
+                .replace("postgres://user@host/sunder_keys", keys)
+                .replace("postgres://user@host/sunder_vault", vault)
+                .replace("postgres://user@host/sunder_warehouse", warehouse);
+            let error = parse_text(&text).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
     fn a_wanted_group_without_a_purpose_is_an_error() {
         let text = EXAMPLE
             .replace("personal = [\"recipient_address\", \"buyer_name\"]", "personal = [\"recipient_address\", \"buyer_name\", \"gift\"]");

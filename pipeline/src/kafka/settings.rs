@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use rdkafka::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
-use sunder_schemas::topic::{Profile, Times};
+use sunder_schemas::topic::{DLQ_MESSAGE_BYTES_MAX, Profile, Times};
 
 /// Which broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,6 +136,8 @@ impl KafkaSettings {
             .set("compression.type", "lz4")
             // Batches fill while earlier ones are in flight; 5 ms is librdkafka's default and costs no throughput here.
             .set("linger.ms", "5")
+            // The largest topic decides; each topic refuses by its own bound what is too large for it. Batches keep their default size.
+            .set("message.max.bytes", DLQ_MESSAGE_BYTES_MAX.to_string())
             .set("message.timeout.ms", self.times().message_timeout_ms.to_string())
             // Partitions are always explicit; if one ever is not, it lands where a Java client would put it.
             .set("partitioner", "murmur2_random")

@@ -57,6 +57,10 @@ pub(super) struct PageSum {
     pub(super) rejected: Option<String>,
 }
 
+/// Largest entity that is published, in bytes of its clear part and its personal groups: what the raw topic takes in one record, less
+/// room for attribution, block headers and record headers (chosen: 64 KiB). An order is about 2 KB.
+const ENTITY_BYTES_MAX: usize = 1_048_588 - 65_536;
+
 /// Publishes the pages of all turns.
 pub(super) struct Publisher {
     keyring: Arc<Keyring>,
@@ -261,6 +265,10 @@ impl Publisher {
 
 fn prepare(origin: &Origin<'_>, classified: Classified) -> Result<Prepared, &'static str> {
     let identity = &classified.identity;
+    let bytes = classified.groups.iter().fold(classified.clear.len(), |sum, (_, plain)| sum + plain.reveal().len());
+    if bytes > ENTITY_BYTES_MAX {
+        return Err("entity_too_large");
+    }
     let marketplace_id = identity.marketplace_id().or(origin.marketplace).cloned().ok_or("entity_no_marketplace")?;
     let source_version = identity.source_version().unwrap_or(origin.version).0;
     let (kind, facts) = match identity {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use sunder_retention::keys::Keyring;
+use sunder_retention::sellers;
 use sunder_schemas::class::{Dataset, FieldGroup};
 use sunder_schemas::ids::{MarketplaceId, SellerId};
 use sunder_schemas::time::{Clock, Period};
@@ -20,7 +21,8 @@ use super::schedule::{Next, Schedule, Task, Turn};
 use super::{inventory, orders};
 use crate::kafka::Kafka;
 use crate::registry::Schemas;
-use crate::spapi::{Answer, Client, Credentials, Region, Request, SpapiError, TransportCode};
+use crate::spapi::{Answer, AuthCode, Client, Credentials, Region, Request, SpapiError, TransportCode};
+use crate::telemetry::chain;
 
 /// How often the assignment is looked at again (chosen: a seller that was added is polled within seconds).
 const REASSIGN_EVERY: Duration = Duration::from_secs(2);
@@ -303,6 +305,17 @@ impl Poller {
         }
     }
 
+    /// Writes down that a seller's grant is gone, so that every process and `sunder sellers list` know. A refusal of one operation or of
+    /// the application itself says nothing of the grant.
+    async fn block(&self, seller: &PolledSeller, error: &PollError) {
+        let PollError::Spapi(SpapiError::Auth(code @ AuthCode::InvalidGrant)) = error else { return };
+        match sellers::block(&self.keyring, &seller.id, &seller.refresh_token, code.as_str()).await {
+            Ok(_) => {}
+            // Nothing is lost: the next turn meets the same refusal and writes it down then.
+            Err(error) => tracing::warn!(seller = %seller.id, error = chain(&error), "that it is blocked could not be written down"),
+        }
+    }
+
     /// One turn of one dataset of one seller.
     async fn turn(self: Arc<Self>, task: Task, cancel: CancellationToken) -> Turn {
         let seller = self.sellers.read().unwrap_or_else(PoisonError::into_inner).get(&task.seller).cloned();
@@ -328,6 +341,7 @@ impl Poller {
                 metrics::counter!("sunder_poll_turns_total", "dataset" => dataset, "end" => error.code().to_owned()).increment(1);
                 if turn == Turn::Blocked {
                     tracing::error!(seller = %task.seller, dataset, code = error.code(), "the seller cannot be polled: {error}");
+                    self.block(&seller, error).await;
                 } else {
                     tracing::warn!(seller = %task.seller, dataset, code = error.code(), "a turn ended early and is tried again: {error}");
                 }

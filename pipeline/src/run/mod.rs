@@ -111,7 +111,14 @@ pub async fn run(
     tracing::info!("draining");
     roles_stop.cancel();
     let drained = tokio::time::timeout(DRAIN_MAX, roles::drain(&mut tasks)).await;
-    let report = running.report();
+    let mut report = running.report();
+    if options.roles.contains(&Role::Poll) {
+        // One that was blocked is in nobody's share any more; the database knows it. Where it does not answer, the run's own list stands.
+        let blocked = app.blocked_sellers().await.unwrap_or_default();
+        report.sellers_blocked.extend(blocked.iter().map(ToString::to_string));
+        report.sellers_blocked.sort();
+        report.sellers_blocked.dedup();
+    }
     lease_stop.send_replace(true);
     if let Some(Ok(Err(error))) = lease_task.join_next().await {
         tracing::warn!(error = chain(&error), "the lease was not given back; it ends by itself");
