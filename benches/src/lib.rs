@@ -8,3 +8,7 @@ pub mod generate;
 pub mod line;
 pub mod log;
 pub mod measure;
+
+/// The allocator of the program `sunder`, so that figures are of what runs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -7,7 +7,7 @@ use sunder::kafka::{Kafka, KafkaSettings, OutRecord, Range};
 use sunder_schemas::ids::{Offset, Partition};
 use sunder_schemas::topic::{Profile, Topic};
 
-/// Partitions of every topic of data, as issue 3 sets them for these benches.
+/// Partitions of the topics of data where throughput is measured: as many as a small production has.
 pub const PARTITIONS: i32 = 12;
 /// Records of one batch while a topic is filled.
 const FILL_BATCH: u64 = 20_000;
@@ -26,9 +26,9 @@ impl Log {
     ///
     /// # Errors
     /// Where the broker does not answer or refuses.
-    pub async fn open(address: &str, name: &str, profile: Profile) -> anyhow::Result<Self> {
+    pub async fn open(address: &str, name: &str, profile: Profile, partitions: i32) -> anyhow::Result<Self> {
         let prefix = format!("bench-{name}-{}", std::process::id());
-        let settings = KafkaSettings { profile, ..KafkaSettings::plaintext(address, &prefix, PARTITIONS, 1) };
+        let settings = KafkaSettings { profile, ..KafkaSettings::plaintext(address, &prefix, partitions, 1) };
         let kafka = Kafka::connect(settings).await?;
         kafka.apply_topics().await?;
         let mut own = BTreeMap::new();

@@ -6,6 +6,11 @@ use clap::Parser;
 use sunder::cli::Cli;
 use sunder::{commands, telemetry};
 
+/// A record is some tens of small pieces that live for a batch; in the benches this allocator took a quarter off a record's cost.
+/// What must not stay in freed memory is wiped by its owner, whichever allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let metrics = telemetry::install(if cli.command.tells_a_story() { telemetry::QUIET_FILTER } else { telemetry::FILTER });

@@ -65,6 +65,10 @@ struct Args {
     /// Process id of the server; not used here.
     #[arg(long)]
     postgres_pid: Option<u32>,
+    /// Partitions of the topics of data. Each compacted one rolls a segment a second under the test profile, and a broker has one thread
+    /// that cleans: with 12 of them on a busy core it falls behind, and the case rightly waits.
+    #[arg(long, default_value_t = 3)]
+    partitions: i32,
     /// Orders there are.
     #[arg(long, default_value_t = 200_000)]
     orders: u64,
@@ -195,7 +199,7 @@ fn engine(keys: &Keys, log: &Log, warehouse: &Arc<Warehouse>, vault: &Arc<Vault>
 }
 
 fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
-    let log = handle.block_on(Log::open(&args.kafka, "erase", Profile::Test))?;
+    let log = handle.block_on(Log::open(&args.kafka, "erase", Profile::Test, args.partitions))?;
     let (key_store, store) = handle.block_on(async {
         anyhow::Ok((Database::create(&args.postgres, "keys").await?, Database::create(&args.postgres, "store").await?))
     })?;

@@ -9,7 +9,7 @@ use sunder::registry::{BuiltIn, Schemas};
 use sunder::split::runner::SplitRunner;
 use sunder_benches::generate::Generator;
 use sunder_benches::line::{Keys, Line};
-use sunder_benches::log::Log;
+use sunder_benches::log::{Log, PARTITIONS};
 use sunder_benches::measure::{Run, own_cpu, report, say, tree_cpu};
 use sunder_retention::keys::DataKey;
 use sunder_schemas::class::{Family, Kind};
@@ -88,7 +88,7 @@ fn split(args: &Args, handle: &Handle, runner: &SplitRunner, own: u64) -> anyhow
 }
 
 fn run_once(args: &Args, handle: &Handle, number: usize) -> anyhow::Result<([Run; 2], f64)> {
-    let log = handle.block_on(Log::open(&args.kafka, &format!("split{number}"), Profile::Production))?;
+    let log = handle.block_on(Log::open(&args.kafka, &format!("split{number}"), Profile::Production, PARTITIONS))?;
     let kafka = &log.kafka;
     let keys = handle.block_on(Keys::open(None))?;
     let schemas = Arc::new(handle.block_on(Schemas::open(Arc::new(BuiltIn), &kafka.settings().prefix))?);
