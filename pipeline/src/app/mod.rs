@@ -89,7 +89,9 @@ impl Base {
             Environment::Test => FileRoot::open_or_create(&root_file),
             Environment::Production => FileRoot::open(&root_file),
         };
-        let root: Arc<dyn RootKey> = Arc::new(root.map_err(part(format!("keys.root {}", root_file.display())))?);
+        // What is wrong with a file of keys is for the operator to set right, as a line of the config is.
+        let root = root.map_err(|error| StartError::Config(format!("keys.root {}: {error}", root_file.display())))?;
+        let root: Arc<dyn RootKey> = Arc::new(root);
         let password = settings::secret_if("keys.database_password", config.keys.database_password.as_ref())?;
         let db =
             KeyDb::open(&config.keys.database, password.as_ref()).await.map_err(part(format!("keys.database {}", config.keys.database)))?;

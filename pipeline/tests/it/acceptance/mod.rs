@@ -1,7 +1,9 @@
 //! The product as an operator runs it: real processes, Apache Kafka, PostgreSQL, the simulated API, and searches that try to break
 //! the promises.
 
+mod door;
 mod extent;
+mod faults;
 mod kills;
 mod leaks;
 mod story;

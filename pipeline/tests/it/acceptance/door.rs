@@ -1,0 +1,93 @@
+//! A door on loopback in front of a server: shut, it cuts every connection and takes none, as if the server were gone.
+//!
+//! Kafka's clients connect to the address that a broker tells them, so the door writes its own in the place of the server's into every
+//! answer. Both are `127.0.0.1` with a port of four bytes after it, so no length changes.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A door; it lasts as long as the test's process.
+pub(super) struct Door {
+    port: u16,
+    is_open: Arc<AtomicBool>,
+    passing: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Door {
+    /// An open door to `server`, `127.0.0.1:port`.
+    pub(super) fn to(server: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("address").port();
+        let is_open = Arc::new(AtomicBool::new(true));
+        let passing = Arc::new(Mutex::new(Vec::new()));
+        let server_port: u16 = server.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
+        let told = (address_bytes(server_port), address_bytes(port));
+        let (server, open, streams) = (server.to_owned(), Arc::clone(&is_open), Arc::clone(&passing));
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if !open.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let Ok(server) = TcpStream::connect(&server) else { continue };
+                for stream in [&client, &server] {
+                    drop(stream.set_nodelay(true));
+                    streams.lock().expect("lock").push(stream.try_clone().expect("clone"));
+                }
+                let (from, to) = (client.try_clone().expect("clone"), server.try_clone().expect("clone"));
+                std::thread::spawn(move || pass(from, to, None));
+                let told = told.clone();
+                std::thread::spawn(move || pass(server, client, Some(told)));
+            }
+        });
+        Self { port, is_open, passing }
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub(super) fn shut(&self) {
+        self.is_open.store(false, Ordering::SeqCst);
+        for stream in self.passing.lock().expect("lock").drain(..) {
+            drop(stream.shutdown(Shutdown::Both));
+        }
+    }
+
+    pub(super) fn open(&self) {
+        self.is_open.store(true, Ordering::SeqCst);
+    }
+}
+
+/// How Kafka's protocol writes a broker's address.
+fn address_bytes(port: u16) -> Vec<u8> {
+    [b"127.0.0.1".as_slice(), &u32::from(port).to_be_bytes()].concat()
+}
+
+/// Passes bytes on until either side ends, with one text in the place of another of the same length.
+fn pass(mut from: TcpStream, mut to: TcpStream, replace: Option<(Vec<u8>, Vec<u8>)>) {
+    let mut chunk = vec![0; 64 * 1024];
+    let mut held = Vec::new();
+    while let Ok(read @ 1..) = from.read(&mut chunk) {
+        held.extend_from_slice(&chunk[..read]);
+        let mut keep = 0;
+        if let Some((old, new)) = &replace {
+            let mut at = 0;
+            while let Some(found) = held[at..].windows(old.len()).position(|w| w == old) {
+                held[at + found..at + found + old.len()].copy_from_slice(new);
+                at += found + old.len();
+            }
+            // What may be the beginning of an address waits for the rest of it.
+            keep = (1..old.len().min(held.len() + 1)).rev().find(|n| held.ends_with(&old[..*n])).unwrap_or(0);
+        }
+        let rest = held.split_off(held.len() - keep);
+        if to.write_all(&held).is_err() {
+            break;
+        }
+        held = rest;
+    }
+    drop(to.shutdown(Shutdown::Both));
+    drop(from.shutdown(Shutdown::Both));
+}
