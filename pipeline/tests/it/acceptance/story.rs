@@ -12,8 +12,13 @@ use super::{assert_no_leak, orders, warehouse};
 const PURPOSE: &str = "fulfilment";
 /// The role that may claim it.
 const ROLE: &str = "shipping";
-/// How many orders are opened one by one through the program.
+/// How many orders are opened one by one through the program; `SUNDER_ACCEPTANCE_OPENED` asks for more.
 const OPENED: usize = 30;
+
+#[expect(clippy::disallowed_methods, reason = "tests take their size from the environment")]
+fn opened() -> usize {
+    std::env::var("SUNDER_ACCEPTANCE_OPENED").ok().and_then(|n| n.parse().ok()).unwrap_or(OPENED)
+}
 
 /// Groups the simulator's config asks for.
 const WANTED: [&str; 4] = ["buyer_name", "buyer_contact", "recipient_address", "gift"];
@@ -117,7 +122,7 @@ fn open_all(world: &World, personal: &[Value], allowed_states: &[&str]) -> BTree
         let text = |name: &str| value[name].as_str().expect("text").to_owned();
         of_order.entry((text("seller"), text("order"))).or_default().push(value);
     }
-    let step = of_order.len().div_ceil(OPENED).max(1);
+    let step = of_order.len().div_ceil(opened()).max(1);
     let mut states: BTreeMap<String, usize> = allowed_states.iter().map(|s| ((*s).to_owned(), 0)).collect();
     for ((seller, order), values) in of_order.iter().step_by(step) {
         let opened = world.run(&["open", "--json", "--seller", seller, "--order", order, "--purpose", PURPOSE, "--role", ROLE]);
