@@ -16,6 +16,7 @@ use crate::audit::{self, AuditEvent, AuditOutcome};
 use crate::deadline::{self, Facts, Rule};
 use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, blob, numbered, on, push_tuples};
 use crate::keys::{DataKey, KeyError, Keyring};
+use crate::names::Named;
 use crate::outbox::{self, Outgoing};
 use crate::store::Extent;
 
@@ -254,6 +255,26 @@ pub(crate) async fn subject(keyring: &Keyring, seller: &SellerId, token: EntityT
     let key = Arc::new(keyring.seller(seller).await?.unwrap(id, fingerprint, &wrapped, &commitment)?);
     keyring.cache().insert(Arc::clone(&key));
     Ok(SubjectState::Live(key))
+}
+
+/// What is known of a subject, by its names: the fingerprint decides, since a token dies with its seller.
+///
+/// # Errors
+/// [`KeyError::SellerRemoved`] where the seller left and the subject's key is not destroyed yet.
+pub(crate) async fn subject_named(keyring: &Keyring, seller: &SellerId, named: &Named) -> Result<SubjectState, KeyError> {
+    let Some(fingerprint) = named.fingerprint else { return Ok(SubjectState::Unknown) };
+    let failed = on("read a subject");
+    let row = sqlx::query("SELECT state FROM subject WHERE fingerprint = $1")
+        .bind(fingerprint.0.to_vec())
+        .fetch_optional(keyring.db().pool())
+        .await
+        .map_err(&failed)?;
+    let state: Option<String> = row.map(|row| row.try_get("state")).transpose().map_err(&failed)?;
+    match (state.as_deref(), named.token) {
+        (Some("destroyed"), _) => Ok(SubjectState::Destroyed),
+        (None, _) | (_, None) => Ok(SubjectState::Unknown),
+        (Some(_), Some(token)) => subject(keyring, seller, token).await,
+    }
 }
 
 /// What became of each group of personal fields of an order at its last fetch.

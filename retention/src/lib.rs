@@ -10,6 +10,7 @@ pub mod keyfiles;
 pub mod keys;
 pub mod lease;
 pub mod ledger;
+pub mod names;
 pub mod open;
 pub mod outbox;
 pub mod purpose;

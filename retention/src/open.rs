@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 use sunder_schemas::class::FieldGroup;
-use sunder_schemas::ids::{EntityToken, SellerId};
+use sunder_schemas::ids::SellerId;
 use sunder_schemas::outcome::DropReason;
 use sunder_schemas::private::{Plain, SealedBlock};
 
@@ -15,6 +15,7 @@ use crate::audit::{self, AuditEvent, AuditOutcome};
 use crate::keydb::on;
 use crate::keys::{Context, KeyError, Keyring, OpenError};
 use crate::ledger::{self, Fate, SubjectState};
+use crate::names::Named;
 use crate::purpose::{Denial, Register, Wish};
 
 /// A sealed group as a store keeps it.
@@ -35,7 +36,7 @@ pub enum Opened {
     Readable(BTreeMap<FieldGroup, Plain<Vec<u8>>>),
     /// The key is destroyed.
     Erased,
-    /// There is nothing: the reason is a [`DropReason`], `unknown` or `not_stored`.
+    /// There is nothing: the reason is a [`DropReason`], `unknown`, `not_stored`, or `seller_removed` while its off-boarding goes on.
     Absent(&'static str),
     /// The wish is not allowed.
     Denied(Denial),
@@ -90,7 +91,7 @@ pub async fn open(
     register: &Register,
     wish: &Wish<'_>,
     seller: &SellerId,
-    order: EntityToken,
+    order: &Named,
     blocks: &[StoredBlock],
 ) -> Result<Opened, ReadError> {
     let groups = match register.decide(wish) {
@@ -100,19 +101,23 @@ pub async fn open(
             return Ok(Opened::Denied(denial));
         }
     };
-    let state = keyring.subject(seller, order).await?;
-    let SubjectState::Live(key) = state else {
-        let opened = match state {
-            SubjectState::Destroyed => Opened::Erased,
-            SubjectState::NotHeld(dropped) => Opened::Absent(why_absent(&groups, &dropped)),
-            SubjectState::Unknown | SubjectState::Live(_) => Opened::Absent("unknown"),
-        };
-        record(keyring, wish, seller, order, &[], AuditOutcome::Success, opened.state()).await?;
-        return Ok(opened);
+    let (key, token) = match (ledger::subject_named(keyring, seller, order).await, order.token) {
+        (Ok(SubjectState::Live(key)), Some(token)) => (key, token),
+        (state, _) => {
+            let opened = match state {
+                Ok(SubjectState::Destroyed) => Opened::Erased,
+                Ok(SubjectState::NotHeld(dropped)) => Opened::Absent(why_absent(&groups, &dropped)),
+                Ok(SubjectState::Unknown | SubjectState::Live(_)) => Opened::Absent("unknown"),
+                Err(KeyError::SellerRemoved(_)) => Opened::Absent("seller_removed"),
+                Err(error) => return Err(error.into()),
+            };
+            record(keyring, wish, seller, order, &[], AuditOutcome::Success, opened.state()).await?;
+            return Ok(opened);
+        }
     };
     let wanted: Vec<&StoredBlock> = blocks.iter().filter(|b| groups.contains(&b.group)).collect();
     if wanted.is_empty() {
-        let dropped = ledger::dispositions(keyring.db(), seller, order).await.map_err(KeyError::from)?;
+        let dropped = ledger::dispositions(keyring.db(), seller, token).await.map_err(KeyError::from)?;
         let dropped: Vec<_> = dropped
             .into_iter()
             .filter_map(|(group, fate)| match fate {
@@ -128,7 +133,7 @@ pub async fn open(
     record(keyring, wish, seller, order, &named, AuditOutcome::Success, "readable").await?;
     let mut readable = BTreeMap::new();
     for stored in wanted {
-        let context = Context { seller, entity: order, group: stored.group, classification: &stored.classification };
+        let context = Context { seller, entity: token, group: stored.group, classification: &stored.classification };
         let plain = key.open(&context, stored.block.as_bytes()).map_err(|source| ReadError::Block { group: stored.group, source })?;
         readable.insert(stored.group, plain);
     }
@@ -145,16 +150,21 @@ async fn record(
     keyring: &Keyring,
     wish: &Wish<'_>,
     seller: &SellerId,
-    order: EntityToken,
+    order: &Named,
     groups: &[FieldGroup],
     outcome: AuditOutcome,
     result: &str,
 ) -> Result<(), KeyError> {
+    let subject = match order {
+        Named { token: Some(token), .. } => token.to_hex(),
+        Named { fingerprint: Some(fingerprint), .. } => fingerprint.to_hex(),
+        Named { token: None, fingerprint: None } => "unknown".to_owned(),
+    };
     // Role and purpose are what the caller typed: only names that are registered, and so of the operator's own, go into the log in full.
     let event = AuditEvent {
         actor: wish.os_user.to_owned(),
         action: "open",
-        object: format!("{seller}|{order}"),
+        object: format!("{seller}|{subject}"),
         outcome,
         detail: json!({
             "purpose": name_or_mark(wish.purpose), "role": wish.role.map(name_or_mark), "groups": groups, "result": result,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sunder_retention::keys::KeyError;
+use sunder_retention::names;
 use sunder_retention::open::{self, Opened, ReadError, StoredBlock};
 use sunder_retention::purpose::{Principal, Purpose, Register, Wish};
 use sunder_schemas::class::FieldGroup;
@@ -53,14 +54,16 @@ pub(crate) async fn open_order(
     (purpose, role, fields): (&str, Option<&str>, Option<&[FieldGroup]>),
 ) -> Result<Opened, Failure> {
     let failed = |error: &ReadError| Failure::of("open", error);
-    let keys = base.keyring.seller(seller).await.map_err(|e: KeyError| failed(&e.into()))?;
-    let token = keys.order_token(order);
-    let stored = vault.blocks(seller, token).await.map_err(|e| Failure::of("vault", &e))?;
+    let named = names::name(&base.keyring, seller, order).await.map_err(|e: KeyError| failed(&e.into()))?;
+    let stored = match named.token {
+        Some(token) => vault.blocks(seller, token).await.map_err(|e| Failure::of("vault", &e))?,
+        None => Vec::new(),
+    };
     let blocks: Vec<StoredBlock> =
         stored.into_iter().map(|r| StoredBlock { group: r.field_group, classification: r.classification, block: r.block }).collect();
     let os_user = super::os_user();
     let wish = Wish { os_user: &os_user, role, purpose, fields };
-    open::open(&base.keyring, &register(&base.config), &wish, seller, token, &blocks).await.map_err(|e| failed(&e))
+    open::open(&base.keyring, &register(&base.config), &wish, seller, &named, &blocks).await.map_err(|e| failed(&e))
 }
 
 fn show(args: &OpenArgs, opened: &Opened, output: Output) -> Result<u8, Failure> {

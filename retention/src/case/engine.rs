@@ -21,6 +21,7 @@ use super::machine::{self, Event, LOOK_AGAIN, Progress, Removal, State, Step};
 use super::scope::{self, EraseRequest, Listed, Plan, Reason, Scope};
 use super::store::{self, Record};
 use crate::keydb::{KeyDb, Write, on};
+use crate::sellers;
 use crate::store::{EventLog, Extent, Forget, OutboxRecord, Prove};
 
 /// Fingerprints and tokens of one request at the most. Chosen: a list of that size is opened as several cases.
@@ -138,11 +139,20 @@ impl Engine {
     /// # Errors
     /// [`CaseError`].
     pub async fn dry_run(&self, request: &EraseRequest) -> Result<Plan, CaseError> {
+        if sellers::state(&self.parts.db, &request.seller).await?.is_none() {
+            // Naming its orders would make keys for it: nothing is held of it, and that is all there is to say.
+            let listed = if let Scope::Orders(orders) = &request.scope { orders.len() } else { 0 };
+            return Ok(self.plan(request, listed, 0));
+        }
         let (name, subjects) = self.resolve(request).await?;
         let subjects = if name == "all" { scope::all_of(&self.parts.db, &request.seller, request.extent()).await? } else { subjects };
         let live = scope::live_keys(&self.parts.db, &subjects).await?;
-        let total = u64::try_from(subjects.len()).unwrap_or(u64::MAX);
-        Ok(Plan {
+        Ok(self.plan(request, subjects.len(), live))
+    }
+
+    fn plan(&self, request: &EraseRequest, subjects: usize, live: u64) -> Plan {
+        let total = u64::try_from(subjects).unwrap_or(u64::MAX);
+        Plan {
             seller: request.seller.clone(),
             reason: request.reason,
             extent: request.extent(),
@@ -151,7 +161,7 @@ impl Engine {
             without_keys: total.saturating_sub(live),
             stores: self.parts.prove.iter().map(|store| store.name().to_owned()).collect(),
             due_at: self.due_at(request.reason, self.parts.clock.now()).to_iso(),
-        })
+        }
     }
 
     async fn resolve(&self, request: &EraseRequest) -> Result<(&'static str, Vec<Listed>), CaseError> {

@@ -19,7 +19,7 @@ use sunder_schemas::time::{Clock, Timestamp};
 pub(crate) use self::seal::commits;
 pub use self::seal::{Context, DataKey, OpenError};
 pub use self::seller::SellerKeys;
-pub(crate) use self::seller::fresh;
+pub(crate) use self::seller::{fresh, ledger_fingerprint};
 use crate::admit::{self, Admission, Candidate};
 use crate::cursor::{self, PageCommit};
 use crate::deadline::Policy;

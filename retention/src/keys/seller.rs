@@ -60,7 +60,7 @@ impl SellerKeys {
     /// What the erased ledger keeps of an order.
     #[must_use]
     pub fn fingerprint(&self, order: &OrderId) -> Fingerprint {
-        Fingerprint(front(&mac(&self.ledger, &[b"fingerprint", self.seller.as_str().as_bytes(), order.reveal().as_bytes()])))
+        fingerprint(&self.ledger, &self.seller, order)
     }
 
     /// The id of one version of one entity. `payload_sha256` is of the tokenised clear part; `source_version` the source's own version
@@ -115,6 +115,10 @@ impl Tokens for SellerKeys {
     fn token(&self, kind: TokenKind, clear: &str) -> EntityToken {
         EntityToken(front(&mac(&self.tokens, &[b"token", label(kind), clear.as_bytes()])))
     }
+}
+
+fn fingerprint(ledger: &hmac::Key, seller: &SellerId, order: &OrderId) -> Fingerprint {
+    Fingerprint(front(&mac(ledger, &[b"fingerprint", seller.as_str().as_bytes(), order.reveal().as_bytes()])))
 }
 
 /// Parts, each behind its length in four bytes, so that no two lists of parts give the same bytes.
@@ -198,6 +202,20 @@ pub(crate) async fn load_or_mint(keyring: &Keyring, seller: &SellerId) -> Result
     .map_err(on("add a seller"))?;
     tx.commit().await.map_err(on("add a seller"))?;
     load(keyring, seller).await?.ok_or_else(|| KeyError::SellerUnknown(seller.clone()))
+}
+
+/// The fingerprint of an order of `seller`, by the ledger key alone: it survives the seller. `None` where there is no such seller.
+pub(crate) async fn ledger_fingerprint(keyring: &Keyring, seller: &SellerId, order: &OrderId) -> Result<Option<Fingerprint>, KeyError> {
+    let failed = on("read a seller's ledger key");
+    let row = sqlx::query("SELECT ledger_key FROM seller WHERE seller = $1")
+        .bind(seller.as_str())
+        .fetch_optional(keyring.db().pool())
+        .await
+        .map_err(&failed)?;
+    let Some(row) = row else { return Ok(None) };
+    let wrapped: Vec<u8> = row.try_get("ledger_key").map_err(&failed)?;
+    let ledger = keyring.root().unwrap(&role_context(seller, LEDGER, 1), &wrapped).await?;
+    Ok(Some(fingerprint(&hmac::Key::new(hmac::HMAC_SHA256, &ledger), seller, order)))
 }
 
 async fn load(keyring: &Keyring, seller: &SellerId) -> Result<Option<SellerKeys>, KeyError> {

@@ -4,12 +4,13 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use sunder_retention::admit::Admission;
 use sunder_retention::audit::{self, VerifyError};
-use sunder_retention::keys::{Context, KeyError};
+use sunder_retention::keys::{Context, KeyError, Keyring};
+use sunder_retention::names::{Named, name};
 use sunder_retention::open::{Opened, ReadError, StoredBlock, open};
 use sunder_retention::purpose::{Purpose, Register, Wish};
 use sunder_retention::sellers::{self, Account, SellerState};
 use sunder_schemas::class::FieldGroup;
-use sunder_schemas::ids::MarketplaceId;
+use sunder_schemas::ids::{MarketplaceId, OrderId, SellerId};
 use sunder_schemas::time::Period;
 
 use crate::support::{candidate, databases, destroy, order, seller};
@@ -26,6 +27,44 @@ fn register() -> Register {
 
 const WISH: Wish<'static> = Wish { os_user: "clerk", role: Some("invoicing"), purpose: "invoice", fields: None };
 
+/// Reads an order of which the vault has nothing.
+async fn read_named(keyring: &Keyring, of: &SellerId, order: &OrderId) -> Opened {
+    let named = name(keyring, of, order).await.unwrap();
+    open(keyring, &register(), &WISH, of, &named, &[]).await.unwrap()
+}
+
+#[tokio::test]
+async fn what_was_erased_of_a_seller_that_left_is_told_from_what_it_never_had() {
+    let (clock, all) = databases().await;
+    for db in &all {
+        let keyring = &db.keyring;
+        let stranger = SellerId::parse("A9TYPO").unwrap();
+        let opened = read_named(keyring, &stranger, &order(1)).await;
+        assert_eq!((opened.state(), opened.reason()), ("absent", Some("unknown")));
+        assert!(sellers::list(keyring.db()).await.unwrap().is_empty(), "a read makes no seller");
+
+        let keys = keyring.seller(&seller()).await.unwrap();
+        keyring.admit(&seller(), &[candidate(&keys, 1, 1), candidate(&keys, 2, 1)]).await.unwrap();
+        destroy(keyring, 1, &[1]).await;
+        sellers::set_state(keyring, &seller(), SellerState::Removed, None).await.unwrap();
+        // Another process, which never had the seller's keys in memory.
+        let other = db.another(clock.clone()).await;
+        let opened = read_named(&other, &seller(), &order(2)).await;
+        assert_eq!((opened.state(), opened.reason()), ("absent", Some("seller_removed")), "its case goes on");
+        let mut tx = keyring.db().begin_write().await.unwrap();
+        sellers::destroy_keys(&mut tx, &seller()).await.unwrap();
+        tx.commit().await.unwrap();
+        for keyring in [keyring, &other] {
+            assert_eq!(read_named(keyring, &seller(), &order(1)).await.state(), "erased", "{}", db.engine);
+            let opened = read_named(keyring, &seller(), &order(3)).await;
+            assert_eq!((opened.state(), opened.reason()), ("absent", Some("unknown")));
+        }
+        // Back with new keys: its tokens are others, and the order stays erased.
+        sellers::readmit(keyring, &seller()).await.unwrap();
+        assert_eq!(read_named(keyring, &seller(), &order(1)).await.state(), "erased", "{}", db.engine);
+    }
+}
+
 #[tokio::test]
 async fn a_read_is_allowed_recorded_and_then_opened() {
     let (_, all) = databases().await;
@@ -40,7 +79,9 @@ async fn a_read_is_allowed_recorded_and_then_opened() {
         };
         let blocks = [stored(FieldGroup::BuyerName, b"{\"buyer\":{\"buyerName\":\"Jane\"}}"), stored(FieldGroup::Gift, b"{}")];
         let register = register();
-        let read = async |wish: &Wish<'_>, blocks: &[StoredBlock]| open(keyring, &register, wish, &seller(), wanted.token, blocks).await;
+        let named = name(keyring, &seller(), &order(1)).await.unwrap();
+        assert_eq!(named, Named { fingerprint: Some(wanted.fingerprint), token: Some(wanted.token) });
+        let read = async |wish: &Wish<'_>, blocks: &[StoredBlock]| open(keyring, &register, wish, &seller(), &named, blocks).await;
 
         let opened = read(&WISH, &blocks).await.unwrap();
         let Opened::Readable(groups) = &opened else { panic!("{opened:?}") };
@@ -53,7 +94,7 @@ async fn a_read_is_allowed_recorded_and_then_opened() {
         assert_eq!((absent.state(), absent.reason()), ("absent", Some("not_stored")));
         let moved = StoredBlock { group: FieldGroup::RecipientAddress, ..blocks[0].clone() };
         assert!(matches!(read(&WISH, &[moved]).await, Err(ReadError::Block { .. })));
-        let unknown = open(keyring, &register, &WISH, &seller(), keys.order_token(&order(99)), &[]).await.unwrap();
+        let unknown = read_named(keyring, &seller(), &order(99)).await;
         assert_eq!((unknown.state(), unknown.reason()), ("absent", Some("unknown")));
         destroy(keyring, 1, &[1]).await;
         assert_eq!(read(&WISH, &blocks).await.unwrap().state(), "erased");
@@ -70,9 +111,8 @@ async fn a_changed_or_removed_audit_row_is_found() {
     let (_, all) = databases().await;
     for db in &all {
         let keyring = &db.keyring;
-        let token = keyring.seller(&seller()).await.unwrap().order_token(&order(1));
         for _ in 0..4 {
-            open(keyring, &register(), &WISH, &seller(), token, &[]).await.unwrap();
+            read_named(keyring, &seller(), &order(1)).await;
         }
         let pool = keyring.db().pool();
         assert_eq!(audit::verify(keyring.db()).await.unwrap().rows, 4);

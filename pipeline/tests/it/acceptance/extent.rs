@@ -149,7 +149,7 @@ async fn a_seller_that_is_removed_leaves_nothing_and_the_others_stay() {
     let Some(services) = Services::from_env() else { return };
     let mut world = World::start(&services, Stores::Sqlite, 2, 60, 13, "none").await;
     world.run(&["run", "--until-idle", "--json"]).expect(0);
-    let (leaver, _) = some_order(&world).await;
+    let (leaver, order) = some_order(&world).await;
     let tables = [
         "SELECT selling_partner_id FROM orders",
         "SELECT selling_partner_id FROM order_items",
@@ -177,6 +177,9 @@ async fn a_seller_that_is_removed_leaves_nothing_and_the_others_stay() {
     let of = |id: &str| list.as_array().expect("a list").iter().find(|s| s["id"] == id).cloned().unwrap_or(Value::Null);
     assert_eq!((of(&leaver)["state"].as_str(), of(&leaver)["has_refresh_token"].as_bool()), (Some("removed"), Some(false)));
 
+    // What it had is erased for good, what it never had is absent, and a late request is certified: its ledger key survives.
+    assert_erased_for_good(&world, &leaver, &order);
+
     // Back again, with new keys: what was erased stays out, the rest comes.
     let config: toml::Table = std::fs::read_to_string(world.config()).expect("config").parse().expect("TOML");
     let sellers = config["seller"].as_array().expect("sellers");
@@ -191,6 +194,24 @@ async fn a_seller_that_is_removed_leaves_nothing_and_the_others_stay() {
     assert!(report["withheld"].as_u64() > Some(0), "{report}");
     assert_eq!(rows(&world, tables[0], &leaver).await, 0, "erased orders stay out");
     assert!(rows(&world, tables[3], &leaver).await > 0, "its inventory is read again");
+}
+
+fn assert_erased_for_good(world: &World, seller: &str, order: &str) {
+    const NEVER: &str = "999-0000001-0000001";
+    let open = |seller: &str, order: &str| {
+        let args = ["open", "--json", "--seller", seller, "--order", order, "--purpose", "fulfilment", "--role", "shipping"];
+        world.run(&args).expect(3)
+    };
+    assert_eq!(open(seller, order)["state"], "erased");
+    assert_eq!(open(seller, NEVER)["state"], "absent");
+    assert_eq!(open("A0NOBODY", order)["state"], "absent");
+    let list = world.run(&["sellers", "list", "--json"]).expect(0);
+    assert!(list.as_array().expect("a list").iter().all(|s| s["id"] != "A0NOBODY"), "a read made a seller: {list}");
+    for order in [order, NEVER] {
+        let erase = ["erase", "--seller", seller, "--order", order, "--reason", "buyer-request", "--wait", "--json"];
+        assert_eq!(world.run(&erase).expect(0)["state"], "certified");
+        assert_eq!(open(seller, order)["state"], "erased");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

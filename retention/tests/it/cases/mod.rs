@@ -7,7 +7,7 @@ use sunder_retention::keys::KeyError;
 use sunder_retention::lease::ErasedKeys;
 use sunder_retention::sellers;
 use sunder_schemas::certificate::check;
-use sunder_schemas::ids::CaseId;
+use sunder_schemas::ids::{CaseId, SellerId};
 use sunder_schemas::time::{Clock as _, Period};
 
 use world::{Manner, World, order, seller, signer};
@@ -153,12 +153,30 @@ async fn leaves_and_comes_back(world: &World) {
     gate.refresh(world.ring.db()).await.unwrap();
     assert!(gate.withholds(token) && gate.withholds(inventory));
     assert!(world.engine().verify(&case).await.unwrap().holds, "it verifies without the seller's keys");
+    // Asked for once more, an order that it had and one that it never had: both are certified, and the ledger has them for good.
+    for (orders, reason) in [([1], Reason::BuyerRequest), ([88], Reason::AmazonRequest)] {
+        let late = world.engine().request(&EraseRequest { reason, ..request(&orders) }).await.unwrap();
+        assert_eq!(world.work(&late).await, Progress::Done, "order {orders:?} of a seller that left");
+        assert_eq!(world.show(&late).await.subjects, 1);
+    }
+    let all = EraseRequest { scope: Scope::All, ..request(&[]) };
+    let nothing = world.engine().request(&all).await.unwrap();
+    assert_eq!(world.work(&nothing).await, Progress::Done, "nothing is left of it");
 
     sellers::readmit(&world.ring, &seller()).await.unwrap();
     let after = world.ring.seller(&seller()).await.unwrap();
     assert_ne!(after.order_token(&order(1)), token);
     assert_eq!(after.fingerprint(&order(1)), print, "what was erased is known still");
     world.order(50).await;
+}
+
+#[tokio::test]
+async fn a_dry_run_makes_no_keys_for_a_seller_that_nobody_knows() {
+    let world = World::new().await;
+    let request = EraseRequest { seller: SellerId::parse("A9TYPO").unwrap(), ..request(&[1, 2]) };
+    let plan = world.engine().dry_run(&request).await.unwrap();
+    assert_eq!((plan.subjects, plan.with_live_keys, plan.without_keys), (2, 0, 2));
+    assert!(sellers::list(world.ring.db()).await.unwrap().is_empty());
 }
 
 #[tokio::test]
