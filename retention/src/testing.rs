@@ -149,6 +149,12 @@ fn run(command: &mut Command, what: &str) {
     assert!(output.status.success(), "{what} failed: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// A temp folder, in memory where the system has such a place: a test of a thousand databases waits for no disk.
+fn folder() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.expect("a temp folder")
+}
+
 /// A key database with all that belongs to it.
 #[derive(Debug)]
 pub struct TestKeys {
@@ -168,7 +174,7 @@ impl TestKeys {
     /// # Panics
     /// Where it cannot be made.
     pub async fn sqlite(clock: Arc<dyn Clock>, policy: Policy) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let url = format!("sqlite://{}/keys.db", folder.path().display());
         Self::open("sqlite", url, folder, clock, policy).await
     }

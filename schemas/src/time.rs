@@ -5,7 +5,9 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Months, SecondsFormat, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -122,8 +124,8 @@ impl Period {
 
     /// As a [`std::time::Duration`], months of 31 days.
     #[must_use]
-    pub const fn to_std(self) -> std::time::Duration {
-        std::time::Duration::from_millis(self.millis_max().unsigned_abs())
+    pub const fn to_std(self) -> Duration {
+        Duration::from_millis(self.millis_max().unsigned_abs())
     }
 }
 
@@ -180,6 +182,12 @@ impl<'de> Deserialize<'de> for Period {
 pub trait Clock: Send + Sync + fmt::Debug {
     /// The present instant by this clock.
     fn now(&self) -> Timestamp;
+
+    /// Time since an instant of this clock's own, which no correction of the clock moves: for waits.
+    fn elapsed(&self) -> Duration {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        START.elapsed()
+    }
 }
 
 /// The system clock moved by a fixed offset (`clock.offset`, test only; zero in production).
@@ -198,25 +206,38 @@ impl Clock for SystemClock {
 
 /// A clock that stands still until it is moved: for tests, simulations and the demo.
 #[derive(Debug)]
-pub struct ManualClock(AtomicI64);
+pub struct ManualClock {
+    shown_ms: AtomicI64,
+    elapsed_ms: AtomicU64,
+}
 
 impl ManualClock {
     /// A clock that shows `start`.
     #[must_use]
     pub const fn at(start: Timestamp) -> Self {
-        Self(AtomicI64::new(start.0))
+        Self { shown_ms: AtomicI64::new(start.0), elapsed_ms: AtomicU64::new(0) }
     }
 
-    /// Moves the clock later by `period`.
+    /// Lets `period` pass.
     pub fn advance(&self, period: Period) {
-        let next = self.now().plus(period);
-        self.0.store(next.0, Ordering::SeqCst);
+        let (before, after) = (self.now(), self.now().plus(period));
+        self.shown_ms.store(after.0, Ordering::SeqCst);
+        self.elapsed_ms.fetch_add(after.0.saturating_sub(before.0).unsigned_abs(), Ordering::SeqCst);
+    }
+
+    /// Sets the clock to `to`, as a correction does: no time passes.
+    pub fn set(&self, to: Timestamp) {
+        self.shown_ms.store(to.0, Ordering::SeqCst);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        Timestamp(self.0.load(Ordering::SeqCst))
+        Timestamp(self.shown_ms.load(Ordering::SeqCst))
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.elapsed_ms.load(Ordering::SeqCst))
     }
 }
 

@@ -11,13 +11,14 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 use sunder_schemas::ids::{CaseId, SellerId};
 use sunder_schemas::note::NoteSigner;
-use sunder_schemas::time::{Clock, Period, Timestamp};
+use sunder_schemas::time::{Clock, Timestamp};
 use tokio::sync::watch;
 
 use super::CaseError;
 use super::certify::About;
 use super::keys::Keys;
 use super::machine::{self, Event, LOOK_AGAIN, Progress, Removal, State, Step};
+use super::probe::{Moment, Probe};
 use super::scope::{self, EraseRequest, Listed, Plan, Reason, Scope};
 use super::store::{self, Record};
 use crate::keydb::{KeyDb, Write, on};
@@ -54,15 +55,19 @@ pub struct Engine {
     pub(super) parts: Parts,
     /// When each case that did not hold may be read again; forgotten at a restart, since it only saves work.
     pub(super) paces: Mutex<HashMap<CaseId, Pace>>,
+    /// When this engine first saw each case wait for the producers, by [`Clock::elapsed`]; a restart begins the wait anew.
+    pub(super) drains: Mutex<HashMap<CaseId, Duration>>,
+    /// Told of every point a case passes; none but in tests.
+    pub(super) probe: Option<Arc<dyn Probe>>,
 }
 
 /// How often a case that does not hold yet is read again: a scan reads every store, and the cleaner may take hours.
 #[derive(Debug, Clone)]
 pub(super) struct Pace {
-    /// The first time it did not hold, by the system's clock.
-    since: Timestamp,
+    /// The first time it did not hold, by [`Clock::elapsed`].
+    since: Duration,
     /// Not before this instant.
-    next: Timestamp,
+    next: Duration,
     /// What was said then.
     last: Progress,
 }
@@ -92,24 +97,30 @@ impl Engine {
     /// An engine over `parts`.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self { parts, paces: Mutex::default() }
+        Self { parts, paces: Mutex::default(), drains: Mutex::default(), probe: None }
+    }
+
+    /// The same engine with `probe` told of every point a case passes.
+    #[must_use]
+    pub fn with_probe(mut self, probe: Arc<dyn Probe>) -> Self {
+        self.probe = Some(probe);
+        self
     }
 
     /// What was said of `case` when it was last read, while it is not to be read again yet.
     pub(super) fn paused(&self, case: &CaseId) -> Option<Progress> {
-        let now = self.parts.system_clock.now();
+        let now = self.parts.system_clock.elapsed();
         let paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         paces.get(case).filter(|pace| now < pace.next).map(|pace| pace.last.clone())
     }
 
     /// Notes that `case` was read and did not hold: the longer that goes on, the longer the pause, a quarter of the time so far.
     pub(super) fn pause(&self, case: &CaseId, say: impl FnOnce(Duration) -> Progress) -> Progress {
-        let now = self.parts.system_clock.now();
+        let now = self.parts.system_clock.elapsed();
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         let since = paces.get(case).map_or(now, |pace| pace.since);
-        let waited = Duration::from_millis(now.0.saturating_sub(since.0).unsigned_abs());
-        let pause = (waited / 4).clamp(SCAN_AGAIN_MIN, SCAN_AGAIN_MAX);
-        let next = now.plus(Period::Millis(i64::try_from(pause.as_millis()).unwrap_or(i64::MAX)));
+        let pause = (now.saturating_sub(since) / 4).clamp(SCAN_AGAIN_MIN, SCAN_AGAIN_MAX);
+        let next = now.saturating_add(pause);
         let last = say(pause);
         paces.insert(case.clone(), Pace { since, next, last: last.clone() });
         last
@@ -221,6 +232,7 @@ impl Engine {
     }
 
     pub(super) async fn open(&self, record: Record, subjects: &[Listed], digest: &str) -> Result<CaseId, CaseError> {
+        self.reach(&record.id, "open", Moment::Before).await;
         let mut tx = self.parts.db.begin_write().await?;
         if !store::insert(&mut tx, &record, digest).await? {
             let open = store::open_case_of(&mut tx, digest).await?.ok_or(CaseError::Contended)?;
@@ -242,7 +254,9 @@ impl Engine {
             "opened_at": record.opened_at.to_iso(), "due_at": record.due_at.to_iso(),
         });
         enqueue(&mut tx, "privacy.requests", record.id.as_str(), &request).await?;
+        self.reach(&record.id, "open", Moment::Within("written")).await;
         tx.commit().await.map_err(on("open a case"))?;
+        self.reach(&record.id, "open", Moment::After).await;
         tracing::info!(case_id = %record.id, seller = %record.seller, reason = record.reason.as_str(), "case opened");
         Ok(record.id)
     }
@@ -261,10 +275,18 @@ impl Engine {
             if action == machine::Action::Finished {
                 return Ok(Progress::Done);
             }
+            let name = action.name();
+            self.reach(case, name, Moment::Before).await;
             let done = match self.perform(&record, &events, action).await {
-                Ok(Did::Event(step, evidence)) => self.record_event(&record, &events, step, evidence).await.map(|()| Did::Written),
+                Ok(Did::Event(step, evidence)) => {
+                    self.reach(case, name, Moment::Within("done")).await;
+                    self.record_event(&record, &events, step, evidence).await.map(|()| Did::Written)
+                }
                 other => other,
             };
+            if let Ok(Did::Written) = done {
+                self.reach(case, name, Moment::After).await;
+            }
             let progress = match done {
                 Ok(Did::Event(..) | Did::Written) | Err(CaseError::Contended) => continue,
                 Ok(Did::Not(progress)) => progress,
@@ -276,10 +298,12 @@ impl Engine {
                 Err(error) => return Err(error),
             };
             let (Progress::Waiting { why, .. } | Progress::Blocked { why }) = &progress else { return Ok(progress) };
-            if record.blocked_by.as_ref() != Some(why) {
-                store::set_blocked(&self.parts.db, case, Some(why)).await?;
+            let last = events.last().map_or(0, |event| event.seq);
+            if record.blocked_by.as_ref() == Some(why) || store::set_blocked(&self.parts.db, case, last, why).await? {
+                return Ok(progress);
             }
-            return Ok(progress);
+            // Another process moved the case meanwhile: what was seen is of the past.
+            self.unpause(case);
         }
     }
 

@@ -1,16 +1,16 @@
 //! The actions of a case, each safe to do again: the same arguments after a crash give the same end.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::sync::PoisonError;
 
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 use sunder_schemas::certificate::{Iso, Remains};
 use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, KeyId, SellerId};
-use sunder_schemas::time::{Period, Timestamp};
 
 use super::engine::{Did, Engine};
 use super::machine::{self, Action, Event, LOOK_AGAIN, Progress, Step};
+use super::probe::Moment;
 use super::scope::{self, Listed};
 use super::store::{self, Record};
 use super::verify::{self, Case, Evidence, ScanAnswer, Seen, Verdict, VerifyReport};
@@ -44,7 +44,7 @@ impl Engine {
         Ok(match action {
             Action::Scope => self.scope(record, events).await?,
             Action::DestroyKeys => self.destroy_keys(record, events).await?,
-            Action::AwaitCaches { epoch } => self.await_caches(epoch).await?,
+            Action::AwaitCaches { epoch } => self.await_caches(record, epoch).await?,
             Action::Tombstone => Did::Event(Step::Tombstoned, marks(&self.tombstone(record).await?)),
             Action::ReadRawEnds => Did::Event(Step::RawEnds, marks(&self.parts.log.raw_ends().await?)),
             Action::AwaitSplit { ends } => {
@@ -53,12 +53,13 @@ impl Engine {
                 }
                 self.split_past(record, events).await?
             }
-            Action::TombstoneAfter { since } => self.tombstone_after(record, since).await?,
+            Action::TombstoneAfter => self.tombstone_after(record).await?,
             Action::PlantControls => self.plant_controls(record).await?,
             Action::Barrier => Did::Event(Step::Drained, marks(&self.parts.log.barrier().await?)),
             Action::CleanSinks { marks } => self.clean_sinks(record, events, &marks).await?,
             Action::TombstoneAgain => {
                 self.parts.keys.rewrite().await?;
+                self.reach(&record.id, "tombstone_again", Moment::Within("rewritten")).await;
                 Did::Event(Step::TombstonedAgain, marks(&self.tombstone(record).await?))
             }
             Action::BarrierAgain => Did::Event(Step::BarrierAgain, marks(&self.parts.log.barrier().await?)),
@@ -75,6 +76,7 @@ impl Engine {
         if record.is_offboarding() {
             // Before anything is listed, so that no poller adds to it.
             self.parts.keys.remove_seller(&record.seller).await?;
+            self.reach(&record.id, "scope", Moment::Within("seller removed")).await;
         }
         let mut subjects = match record.scope.as_str() {
             "all" => scope::all_of(db, &record.seller, record.extent).await?,
@@ -96,6 +98,7 @@ impl Engine {
         // The event first: where another process was faster, its list stands.
         self.append(&mut tx, record, &event).await?;
         store::write_subjects(&mut tx, &record.id, &subjects).await?;
+        self.reach(&record.id, "scope", Moment::Within("written")).await;
         tx.commit().await.map_err(on("scope a case"))?;
         Ok(Did::Written)
     }
@@ -111,6 +114,7 @@ impl Engine {
         }
         let event = self.event(events, Step::KeysDestroyed, json!({ "epoch": epoch, "seller_keys": record.is_offboarding() }));
         self.append(&mut tx, record, &event).await?;
+        self.reach(&record.id, "destroy_keys", Moment::Within("written")).await;
         tx.commit().await.map_err(on("destroy keys"))?;
         Ok(Did::Written)
     }
@@ -132,12 +136,14 @@ impl Engine {
         let more = self.unlisted(record, &listed).await?;
         let event = self.event(events, Step::SplitPast, json!({ "added": more.len() }));
         let mut tx = self.parts.db.begin_write().await?;
-        self.append(&mut tx, record, &event).await?;
+        // Rows are locked in the order of every destruction, the audit chain last: two cases never wait for each other crosswise.
         if !more.is_empty() {
             self.parts.keys.destroy(&mut tx, record, &more, self.parts.clock.now()).await?;
             listed.extend(more);
             store::write_subjects(&mut tx, &record.id, &listed).await?;
         }
+        self.append(&mut tx, record, &event).await?;
+        self.reach(&record.id, "await_split", Moment::Within("written")).await;
         tx.commit().await.map_err(on("scope a case"))?;
         Ok(Did::Written)
     }
@@ -149,9 +155,10 @@ impl Engine {
         Ok(Did::Event(Step::Rolled, json!({ "all_gone": is_gone })))
     }
 
-    async fn await_caches(&self, epoch: i64) -> Result<Did, CaseError> {
+    async fn await_caches(&self, record: &Record, epoch: i64) -> Result<Did, CaseError> {
         // The revocations must be out before anyone can be expected to have heard of them.
         self.parts.keys.publish(&*self.parts.log).await?;
+        self.reach(&record.id, "await_caches", Moment::Within("published")).await;
         if !self.parts.keys.acknowledged(epoch).await? {
             return Ok(waiting(format!("not every process has acknowledged ledger epoch {epoch} yet, and its lease still runs")));
         }
@@ -171,16 +178,19 @@ impl Engine {
         Ok(self.parts.log.tombstone(record.id.as_str(), &subjects, record.extent).await?)
     }
 
-    async fn tombstone_after(&self, record: &Record, since: Timestamp) -> Result<Did, CaseError> {
+    /// Waits out what a producer may still hold, by a clock that no correction moves, then tombstones again.
+    async fn tombstone_after(&self, record: &Record) -> Result<Did, CaseError> {
         let timeout = self.parts.log.message_timeout();
-        let until = since.plus(Period::Millis(i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX)));
-        let now = self.parts.system_clock.now();
-        if now < until {
-            let left = Duration::from_millis(until.0.saturating_sub(now.0).unsigned_abs());
+        let now = self.parts.system_clock.elapsed();
+        let since = *self.drains.lock().unwrap_or_else(PoisonError::into_inner).entry(record.id.clone()).or_insert(now);
+        let left = timeout.saturating_sub(now.saturating_sub(since));
+        if !left.is_zero() {
             let why = "a producer may still hold a record from before the keys were destroyed".to_owned();
-            return Ok(Did::Not(Progress::Waiting { why, again: left.min(timeout) }));
+            return Ok(Did::Not(Progress::Waiting { why, again: left }));
         }
-        Ok(Did::Event(Step::SecondTombstones, marks(&self.tombstone(record).await?)))
+        let marks = marks(&self.tombstone(record).await?);
+        self.drains.lock().unwrap_or_else(PoisonError::into_inner).remove(&record.id);
+        Ok(Did::Event(Step::SecondTombstones, marks))
     }
 
     async fn plant_controls(&self, record: &Record) -> Result<Did, CaseError> {
@@ -189,6 +199,7 @@ impl Engine {
         for store in &self.parts.prove {
             store.plant(&control).await?;
             stores.push(store.name().to_owned());
+            self.reach(&record.id, "plant_controls", Moment::Within("planted in a store")).await;
         }
         Ok(Did::Event(Step::ControlsPlanted, json!({ "key": control.key, "stores": stores })))
     }
@@ -203,6 +214,7 @@ impl Engine {
         let mut rows = serde_json::Map::new();
         for store in &self.parts.forget {
             rows.insert(store.name().to_owned(), json!(store.forget(&subjects, record.extent).await?));
+            self.reach(&record.id, "clean_sinks", Moment::Within("a store is clean")).await;
         }
         let step = if machine::rounds(events) == 0 { Step::SinksClean } else { Step::SinksCleanAgain };
         Ok(Did::Event(step, json!({ "rows_deleted": rows })))
@@ -255,6 +267,7 @@ impl Engine {
         let mut seen = Seen { drift: self.parts.log.drift().await?, log: self.parts.log.describe().await?, ..Seen::default() };
         for store in &self.parts.prove {
             let mut report = store.scan(&needles).await?;
+            self.reach(&record.id, "verify", Moment::Within("a store is read")).await;
             let found = report.found.len();
             report.found.retain(|block| block.key != control.key);
             seen.dead_controls += u64::try_from(found - report.found.len()).unwrap_or(u64::MAX);
@@ -342,8 +355,11 @@ impl Engine {
         let issued = certify::issue(&self.parts.db, &mut tx, &case, &statement, &self.parts.signer).await?;
         self.append(&mut tx, record, &Event { evidence: issued.evidence(), ..certified }).await?;
         super::engine::enqueue(&mut tx, "privacy.certificates", record.id.as_str(), &issued.mirror()).await?;
+        self.reach(&record.id, "certify", Moment::Within("written")).await;
         tx.commit().await.map_err(on("certify a case"))?;
+        self.reach(&record.id, "certify", Moment::Within("controls left")).await;
         self.unplant(&record.id).await;
+        self.reach(&record.id, "certify", Moment::Within("mirror left")).await;
         // The certificate stands; its mirror waits in the outbox for the next publication.
         if let Err(error) = self.parts.keys.publish(&*self.parts.log).await {
             tracing::warn!(case_id = %record.id, %error, "the certificate's mirror waits in the outbox");

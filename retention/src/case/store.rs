@@ -243,17 +243,21 @@ pub(super) async fn append(tx: &mut Write, case: &CaseId, event: &Event) -> Resu
     Ok(())
 }
 
-/// Notes what a case waits for; `None` clears it.
-pub(super) async fn set_blocked(db: &KeyDb, case: &CaseId, why: Option<&str>) -> Result<(), CaseError> {
+/// Notes what a case waits for, unless it has moved past event `last` meanwhile; returns whether it was noted.
+pub(super) async fn set_blocked(db: &KeyDb, case: &CaseId, last: i64, why: &str) -> Result<bool, CaseError> {
+    let failed = on("note what a case waits for");
     let mut tx = db.begin_write().await?;
-    sqlx::query("UPDATE erasure_case SET blocked_by = $1 WHERE case_id = $2")
-        .bind(why.map(str::to_owned))
-        .bind(case.as_str().to_owned())
-        .execute(&mut *tx)
-        .await
-        .map_err(on("note what a case waits for"))?;
-    tx.commit().await.map_err(on("note what a case waits for"))?;
-    Ok(())
+    let done = sqlx::query(
+        "UPDATE erasure_case SET blocked_by = $1 WHERE case_id = $2 AND NOT EXISTS (SELECT 1 FROM case_event WHERE case_id = $2 AND seq > $3)",
+    )
+    .bind(why.to_owned())
+    .bind(case.as_str().to_owned())
+    .bind(last)
+    .execute(&mut *tx)
+    .await
+    .map_err(&failed)?;
+    tx.commit().await.map_err(&failed)?;
+    Ok(done.rows_affected() == 1)
 }
 
 /// Replaces the list of subjects.

@@ -1,5 +1,11 @@
 //! Keys, ledger, lease, audit and cases against real databases: SQLite always, PostgreSQL where it is to be had.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops where something is not as it should be")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops where something is not as it should be"
+)]
 
 mod cases;
 mod files;
@@ -7,3 +13,4 @@ mod keys;
 mod lease;
 mod read;
 mod support;
+mod world;

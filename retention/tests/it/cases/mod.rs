@@ -1,6 +1,6 @@
 //! Whole cases: the straight way, every crash, every misbehaviour.
 
-mod world;
+mod crash;
 
 use sunder_retention::case::{self, EraseRequest, Progress, Reason, Scope, State};
 use sunder_retention::keys::KeyError;
@@ -10,9 +10,10 @@ use sunder_schemas::certificate::check;
 use sunder_schemas::ids::{CaseId, SellerId};
 use sunder_schemas::time::{Clock as _, Period};
 
-use world::{Manner, World, order, seller, signer};
+use crate::world::log::{Row, Topic, state_key};
+use crate::world::{Manner, World, order, seller, signer};
 
-const STRAIGHT: [&str; 13] = [
+pub(crate) const STRAIGHT: [&str; 13] = [
     "requested",
     "scoped",
     "keys_destroyed",
@@ -28,7 +29,7 @@ const STRAIGHT: [&str; 13] = [
     "certified",
 ];
 
-fn request(orders: &[usize]) -> EraseRequest {
+pub(crate) fn request(orders: &[usize]) -> EraseRequest {
     EraseRequest {
         seller: seller(),
         scope: Scope::Orders(orders.iter().map(|n| order(*n)).collect()),
@@ -37,10 +38,6 @@ fn request(orders: &[usize]) -> EraseRequest {
         now: false,
         requested_by: "operator-7".into(),
     }
-}
-
-async fn steps(world: &World, case: &CaseId) -> Vec<&'static str> {
-    world.show(case).await.events.iter().map(|event| event.step).collect()
 }
 
 async fn is_certified(world: &World, case: &CaseId) -> bool {
@@ -67,7 +64,7 @@ async fn goes_from_key_to_certificate(world: &World) {
     let case = engine.request(&request(&[2])).await.unwrap();
     assert_eq!(engine.request(&request(&[2])).await.unwrap(), case, "the same open request is the same case");
     assert_eq!(world.work(&case).await, Progress::Done);
-    assert_eq!(steps(world, &case).await, STRAIGHT);
+    assert_eq!(world.steps(&case).await, STRAIGHT);
 
     let shown = world.show(&case).await;
     assert_eq!((shown.state, shown.subjects, shown.blocked_by), (State::Certified, 1, None));
@@ -75,14 +72,14 @@ async fn goes_from_key_to_certificate(world: &World) {
     let checked = check(&files.note, &files.verifier_key, Some(&files.proof), Some(&files.statement)).unwrap();
     assert_eq!((checked.statement.case.clone(), checked.leaf), (case.clone(), Some(0)));
     assert_eq!((checked.statement.recover.tried, checked.statement.recover.opened), (1, 0));
-    assert_eq!(checked.statement.scan.controls_planted, 4, "{}", world.keys.engine);
+    assert_eq!(checked.statement.scan.controls_planted, 6, "{}", world.keys.engine);
     let text = String::from_utf8(files.note.clone()).unwrap();
     assert!(!text.contains("Canary") && !text.contains("0000002"), "a certificate names nobody");
-    assert!(world.vault.rows.lock().unwrap().contains_key(&kept.0), "another buyer's data stays");
+    assert!(world.vault.has(&kept.1), "another buyer's data stays");
 
     let report = world.engine().verify(&case).await.unwrap();
-    assert!(report.holds && report.recover.controls_opened == 1 && report.scan.controls_found == 4, "{report:?}");
-    let topics: Vec<_> = world.log.state.lock().unwrap().published.iter().map(|record| record.topic.clone()).collect();
+    assert!(report.holds && report.recover.controls_opened == 1 && report.scan.controls_found == 6, "{report:?}");
+    let topics: Vec<_> = world.log.lock().published.iter().map(|record| record.topic.clone()).collect();
     for topic in ["privacy.requests", "privacy.erased", "keys.revoked", "privacy.certificates", "audit.log"] {
         assert!(topics.iter().any(|t| t == topic), "{topic} is published");
     }
@@ -110,7 +107,7 @@ async fn a_forced_case_does_not_wait_for_the_cleaner() {
     let world = World::new().await;
     world.order(1).await;
     world.flow();
-    world.log.state.lock().unwrap().is_cleaner_down = true;
+    world.log.lock().is_cleaner_down = true;
     let case = world.engine().request(&request(&[1])).await.unwrap();
     let waits = world.work(&case).await;
     assert!(matches!(&waits, Progress::Waiting { why, .. } if why.contains("cleaner")), "{waits:?}");
@@ -119,9 +116,9 @@ async fn a_forced_case_does_not_wait_for_the_cleaner() {
     let again = EraseRequest { now: true, ..request(&[1]) };
     assert_eq!(world.engine().request(&again).await.unwrap(), case);
     assert_eq!(world.work(&case).await, Progress::Done);
-    assert_eq!(world.log.state.lock().unwrap().rolls, 1);
+    assert_eq!(world.log.lock().rolls, 1);
     let forced = [&STRAIGHT[..11], &["roll_intended", "rolled"], &STRAIGHT[11..]].concat();
-    assert_eq!(steps(&world, &case).await, forced);
+    assert_eq!(world.steps(&case).await, forced);
 }
 
 #[tokio::test]
@@ -142,7 +139,8 @@ async fn leaves_and_comes_back(world: &World) {
     let earlier = world.engine().request(&request(&[2])).await.unwrap();
     assert_eq!(world.work(&earlier).await, Progress::Done);
     let inventory = sunder_schemas::ids::EntityToken([7; 16]);
-    world.log.state.lock().unwrap().put(&format!("{}|{inventory}", seller()), b"a row");
+    let row = Row { version: 1, event: "inventory".into(), block: Vec::new() };
+    world.log.lock().append(Topic::State, &state_key(&seller(), inventory), Some(row));
     let offboarding = EraseRequest { scope: Scope::All, reason: Reason::SellerOffboarding, with_business_data: Some(true), ..request(&[]) };
     let case = world.engine().request(&offboarding).await.unwrap();
     assert_eq!(world.work(&case).await, Progress::Done);
@@ -238,7 +236,7 @@ async fn a_crash_at_any_call_leads_to_the_same_end() {
             let case = world.engine().request(&request(&[1])).await.unwrap();
             world.fuse.arm(n, after);
             assert_eq!(world.work(&case).await, Progress::Done, "call {n}, after {after}");
-            assert_eq!(steps(&world, &case).await, STRAIGHT, "call {n}, after {after}");
+            assert_eq!(world.steps(&case).await, STRAIGHT, "call {n}, after {after}");
             let files = world.certificate(&case).await;
             let statement = check(&files.note, &files.verifier_key, Some(&files.proof), None).unwrap().statement;
             assert_eq!((statement.recover.tried, statement.subjects.keys), (1, 1), "call {n}, after {after}");
@@ -256,10 +254,10 @@ async fn a_late_record_is_tombstoned_again_and_the_round_is_on_the_certificate()
     let world = World::new().await;
     let (_, late) = world.order(1).await;
     world.flow();
-    world.log.state.lock().unwrap().late = vec![late];
+    world.log.lock().late = vec![late];
     let case = world.engine().request(&request(&[1])).await.unwrap();
     assert_eq!(world.work(&case).await, Progress::Done);
-    let steps = steps(&world, &case).await;
+    let steps = world.steps(&case).await;
     assert_eq!(steps[11..], ["found_again", "tombstoned_again", "barrier_again", "sinks_clean_again", "verified", "certified"]);
     let files = world.certificate(&case).await;
     assert_eq!(check(&files.note, &files.verifier_key, None, None).unwrap().statement.log.repeated, 1);
@@ -270,7 +268,7 @@ async fn what_comes_back_for_ever_is_never_certified() {
     let world = World::new().await;
     let (_, late) = world.order(1).await;
     world.flow();
-    world.log.state.lock().unwrap().always_late = Some(late);
+    world.log.lock().always_late = Some(late);
     let case = world.engine().request(&request(&[1])).await.unwrap();
     let Progress::Blocked { why } = world.work(&case).await else { panic!("it is blocked") };
     assert!(why.contains("after 5 rounds"), "{why}");
@@ -314,13 +312,13 @@ async fn what_cannot_be_read_drifted_or_lost_its_control_blocks_until_it_is_mend
     let spoils: [(Spoil, Spoil, &str); 5] = [
         (|w| w.vault.set(Manner::Unreadable), |w| w.vault.set(Manner::Honest), "vault could not scan sealed_block: io"),
         (|w| w.vault.set(Manner::Forgetful), |w| w.vault.set(Manner::Honest), "store vault found 0 of 1 planted controls"),
-        (|w| w.log.state.lock().unwrap().is_blind = true, |w| w.log.state.lock().unwrap().is_blind = false, "store log found 0 of 1"),
+        (|w| w.log.lock().is_blind = true, |w| w.log.lock().is_blind = false, "store log found 0 of 2"),
         (
-            |w| w.log.state.lock().unwrap().drift = vec!["sp.pii.orders.v1: segment.ms is 1, declared 1000".into()],
-            |w| w.log.state.lock().unwrap().drift.clear(),
+            |w| w.log.lock().drift = vec!["sp.pii.orders.v1: segment.ms is 1, declared 1000".into()],
+            |w| w.log.lock().drift.clear(),
             "topic settings drifted: sp.pii.orders.v1",
         ),
-        (|w| w.log.state.lock().unwrap().is_blind = true, |w| w.log.state.lock().unwrap().is_blind = false, "its scan is void"),
+        (|w| w.log.lock().is_blind = true, |w| w.log.lock().is_blind = false, "its scan is void"),
     ];
     for (spoil, mend, says) in spoils {
         let world = World::new().await;
@@ -333,7 +331,7 @@ async fn what_cannot_be_read_drifted_or_lost_its_control_blocks_until_it_is_mend
         assert_eq!(world.show(&case).await.blocked_by.as_deref(), Some(why.as_str()));
         mend(&world);
         assert_eq!(world.work(&case).await, Progress::Done, "{says}");
-        assert_eq!(steps(&world, &case).await, STRAIGHT);
+        assert_eq!(world.steps(&case).await, STRAIGHT);
     }
 }
 
@@ -341,17 +339,9 @@ async fn what_cannot_be_read_drifted_or_lost_its_control_blocks_until_it_is_mend
 async fn it_waits_for_splitter_stores_and_cleaner_and_says_so() {
     type Spoil = fn(&World);
     let waits: [(Spoil, Spoil, &str); 3] = [
-        (
-            |w| w.log.state.lock().unwrap().is_splitter_down = true,
-            |w| w.log.state.lock().unwrap().is_splitter_down = false,
-            "the splitter has not committed",
-        ),
+        (|w| w.log.lock().is_splitter_down = true, |w| w.log.lock().is_splitter_down = false, "the splitter has not committed"),
         (|w| w.vault.set(Manner::Behind), |w| w.vault.set(Manner::Honest), "store vault has not applied the log"),
-        (
-            |w| w.log.state.lock().unwrap().is_cleaner_down = true,
-            |w| w.log.state.lock().unwrap().wake_cleaner(),
-            "wait for the log's cleaner",
-        ),
+        (|w| w.log.lock().is_cleaner_down = true, |w| w.log.lock().wake_cleaner(), "wait for the log's cleaner"),
     ];
     for (spoil, mend, says) in waits {
         let world = World::new().await;
@@ -365,7 +355,7 @@ async fn it_waits_for_splitter_stores_and_cleaner_and_says_so() {
         assert!(why.contains(says), "{why}");
         mend(&world);
         assert_eq!(world.work(&case).await, Progress::Done, "{says}");
-        assert_eq!(steps(&world, &case).await, STRAIGHT);
+        assert_eq!(world.steps(&case).await, STRAIGHT);
     }
 }
 
@@ -390,13 +380,13 @@ async fn two_engines_on_one_case_do_each_step_once() {
     }
     world.flow();
     let case = world.engine().request(&request(&[0, 1, 2, 3, 4, 5, 6, 7])).await.unwrap();
+    let (one, two) = (world.engine(), world.engine());
     for _ in 0..40 {
-        let (one, two) = (world.engine(), world.engine());
         let (a, b) = tokio::join!(one.advance(&case), two.advance(&case));
         if a.unwrap() == Progress::Done && b.unwrap() == Progress::Done {
             break;
         }
         world.system.advance(Period::Millis(500));
     }
-    assert_eq!(steps(&world, &case).await, STRAIGHT);
+    assert_eq!(world.steps(&case).await, STRAIGHT);
 }
