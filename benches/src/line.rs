@@ -139,6 +139,7 @@ impl Line {
             observed: Observed {
                 created: facts.created,
                 last_updated: facts.last_updated,
+                asked_at: None,
                 previous_look: None,
                 progress: Progress::Open,
                 delivery_visible: true,

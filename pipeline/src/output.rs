@@ -1,5 +1,7 @@
 //! What commands print: one JSON document, or text and tables for people. Standard output only carries results.
 
+use std::io::Write;
+
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
@@ -12,23 +14,27 @@ pub struct Output {
 
 impl Output {
     /// Prints `document` as JSON, or `text` for people.
-    #[expect(clippy::print_stdout, reason = "the one place results are printed")]
     pub fn show(self, document: &impl Serialize, text: impl FnOnce() -> String) {
         if self.json {
             // Our own types always serialise; a failure would be a defect and shows as null.
-            println!("{}", serde_json::to_string_pretty(document).unwrap_or_else(|_| "null".to_owned()));
+            print(&serde_json::to_string_pretty(document).unwrap_or_else(|_| "null".to_owned()));
         } else {
-            println!("{}", text());
+            print(&text());
         }
     }
 
     /// Prints a line for people; silent in JSON.
-    #[expect(clippy::print_stdout, reason = "the one place results are printed")]
     pub fn say(self, line: impl AsRef<str>) {
         if !self.json {
-            println!("{}", line.as_ref());
+            print(line.as_ref());
         }
     }
+}
+
+/// Writes a line to standard output. A reader that has gone (`sunder ... | head`) has what it wanted, and the exit code tells the rest.
+fn print(line: &str) {
+    let mut out = std::io::stdout().lock();
+    _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 /// A plain table with a header.

@@ -99,6 +99,9 @@ pub struct Observed {
     /// The seller's order watermark before this answer: an order that was known then had not changed up to it. `None` before the
     /// first complete poll.
     pub previous_look: Option<Timestamp>,
+    /// When this version was asked for, by the policy clock: it was the current one then, so an order that it shows undelivered was
+    /// not delivered yet. `None` where that is not known.
+    pub asked_at: Option<Timestamp>,
     /// From the fulfilment status.
     pub progress: Progress,
     /// Whether a delivered status can be seen: merchant-fulfilled.
@@ -182,8 +185,10 @@ pub fn observe(stored: Option<&Facts>, observed: &Observed, policy: &Policy) -> 
         let earliest = exact.unwrap_or(lower_end);
         facts.delivered = Some(facts.delivered.map_or(earliest, |d| d.min(earliest)));
     }
-    // The look that proves it not yet delivered: up to here where something is delivered now, this very version where not.
-    facts.look = facts.look.max(if all_delivered { lower_end } else { observed.last_updated });
+    // The look that proves it not yet delivered: up to here where all is delivered now; where nothing is, the moment this version was
+    // asked for. A part that was delivered is a sign: from then on nothing moves the deadline later, so this very version counts.
+    let seen = observed.asked_at.filter(|_| !sign).map_or(observed.last_updated, |asked| asked.max(observed.last_updated));
+    facts.look = facts.look.max(if all_delivered { lower_end } else { seen });
     if sign || facts.ceiling.is_some() {
         let now = earliest(&facts, None, policy);
         facts.ceiling = Some(facts.ceiling.map_or(now, |c| if now.at < c.at { now } else { c }));
@@ -256,6 +261,7 @@ mod tests {
             created: day(created),
             last_updated: day(updated),
             previous_look: None,
+            asked_at: None,
             progress: Progress::Open,
             delivery_visible: true,
             latest_promise: None,
@@ -295,6 +301,19 @@ mod tests {
             ),
             ("a first promise may come late", vec![fba, Observed { latest_promise: Some(day(50)), ..fba }], None, (80, Rule::CapPromise)),
             ("merchant: this version + 30", vec![open], None, (31, Rule::NotYetDeliveredLook)),
+            (
+                "merchant: seen so at a later time + 30",
+                vec![Observed { asked_at: Some(day(15)), ..open }],
+                None,
+                (45, Rule::NotYetDeliveredLook),
+            ),
+            (
+                "delivered after it was asked for: + 30 from there",
+                vec![Observed { asked_at: Some(day(5)), ..open }, Observed { previous_look: None, asked_at: Some(day(20)), ..delivered }],
+                None,
+                (35, Rule::Delivery),
+            ),
+            ("asked for after delivery: created + 30", vec![Observed { asked_at: Some(day(20)), ..delivered }], None, (30, Rule::Delivery)),
             ("merchant: the watermark moves it", vec![open], Some(day(12)), (42, Rule::NotYetDeliveredLook)),
             ("never past the cap", vec![open], Some(day(300)), (60, Rule::CapCreated)),
             ("the watermark says nothing where delivery is not seen", vec![promised], Some(day(2)), (35, Rule::CapPromise)),
@@ -368,12 +387,12 @@ mod tests {
 
     prop_compose! {
         fn any_version()(
-            step in 0i64..10, look in proptest::option::of(0i64..120), progress in 0usize..3, visible: bool, promise in proptest::option::of(0i64..90),
+            step in 0i64..10, asked in proptest::option::of(0i64..120), look in proptest::option::of(0i64..120), progress in 0usize..3, visible: bool, promise in proptest::option::of(0i64..90),
             ship in proptest::option::of(0i64..120), packages in 0u32..3, delivered in 0u32..3, milestone in proptest::option::weighted(0.1, 0i64..120)
         ) -> (i64, Observed) {
             let progress = [Progress::Open, Progress::Shipped, Progress::Cancelled][progress];
             (step, Observed {
-                previous_look: look.map(day), progress, delivery_visible: visible, latest_promise: promise.map(day), last_ship_time: ship.map(day),
+                previous_look: look.map(day), asked_at: asked.map(day), progress, delivery_visible: visible, latest_promise: promise.map(day), last_ship_time: ship.map(day),
                 packages, packages_delivered: delivered.min(packages), delivered_at: milestone.map(day), ..unshipped(0, 0)
             })
         }

@@ -302,7 +302,7 @@ pub async fn dispositions(db: &KeyDb, seller: &SellerId, token: EntityToken) -> 
 
 /// The live subjects whose deadline has come at `now`, the longest overdue first, at most `limit`. One that waits for its delivery is
 /// judged by the seller's order watermark of this moment: while the watermark moves and tells of no delivery, its deadline moves too,
-/// up to the cap, and is stored anew.
+/// up to the cap, and is stored anew. An open gap ends what the watermark shows.
 ///
 /// # Errors
 /// [`DbError`].
@@ -313,7 +313,8 @@ pub async fn due(keyring: &Keyring, now: Timestamp, limit: usize) -> Result<Vec<
     let (mut after, mut after_print) = (i64::MIN, Vec::new());
     while due.len() < limit {
         let rows = sqlx::query(
-            "SELECT s.fingerprint, s.seller, s.token, s.key_id, s.facts, s.deadline, s.rule, c.position FROM subject s \
+            "SELECT s.fingerprint, s.seller, s.token, s.key_id, s.facts, s.deadline, s.rule, c.position, \
+             (SELECT MIN(g.from_ms) FROM poll_gap g WHERE g.seller = s.seller AND g.dataset = $1 AND g.state = 'open') AS hole FROM subject s \
              LEFT JOIN poll_cursor c ON c.seller = s.seller AND c.dataset = $1 \
              WHERE s.state = 'live' AND s.deadline <= $2 AND (s.deadline > $3 OR (s.deadline = $3 AND s.fingerprint > $4)) \
              ORDER BY s.deadline, s.fingerprint LIMIT $5",
@@ -336,7 +337,10 @@ pub async fn due(keyring: &Keyring, now: Timestamp, limit: usize) -> Result<Vec<
             let mut deadline = stored;
             if rule == Rule::NotYetDeliveredLook.as_str() {
                 let facts = parse_facts(row.try_get("facts").map_err(&failed)?)?;
-                let watermark = row.try_get::<Option<i64>, _>("position").map_err(&failed)?.map(Timestamp);
+                let position = row.try_get::<Option<i64>, _>("position").map_err(&failed)?;
+                // What was not read may have told of a delivery: the look ends where the oldest open gap begins.
+                let hole = row.try_get::<Option<i64>, _>("hole").map_err(&failed)?.unwrap_or(i64::MAX);
+                let watermark = position.map(|at| Timestamp(at.min(hole)));
                 if let Some(facts) = facts {
                     let decision = deadline::deadline(&facts, watermark, keyring.policy());
                     (deadline, rule) = (decision.at, decision.rule.as_str().to_owned());

@@ -101,6 +101,7 @@ impl Listing for Inventory<'_> {
             request_id: &request_id,
             collected_at,
             marketplace: Some(self.marketplace),
+            asked_at: self.began,
             watermark: None,
             version: self.began,
             // No group of personal fields lies in this dataset: a field without a rule is dropped and counted.

@@ -22,12 +22,16 @@ pub(super) struct Mark {
     version: i64,
     position: Option<Timestamp>,
     detail: String,
+    /// Where the oldest open gap begins.
+    hole: Option<Timestamp>,
 }
 
 impl Mark {
     pub(super) async fn read(keyring: &Keyring, seller: &SellerId, dataset: Dataset) -> Result<Self, PollError> {
         let cursor = cursor::read(keyring.db(), seller, dataset).await.map_err(KeyError::from)?;
-        let mark = Self { seller: seller.clone(), dataset, version: 0, position: None, detail: "{}".to_owned() };
+        let gaps = cursor::open_gaps(keyring.db(), Some(seller)).await.map_err(KeyError::from)?;
+        let hole = gaps.iter().filter(|gap| gap.dataset == dataset).map(|gap| gap.from).min();
+        let mark = Self { seller: seller.clone(), dataset, version: 0, position: None, detail: "{}".to_owned(), hole };
         Ok(match cursor {
             Some(cursor) => Self { version: cursor.version, position: Some(cursor.position), detail: cursor.detail, ..mark },
             None => mark,
@@ -37,6 +41,11 @@ impl Mark {
     /// Everything changed before it is acknowledged by Kafka; `None` before the first window was read.
     pub(super) const fn watermark(&self) -> Option<Timestamp> {
         self.position
+    }
+
+    /// Up to when it is known what did not change: the watermark, or the begin of the oldest open gap, whose changes were not seen.
+    pub(super) fn look(&self) -> Option<Timestamp> {
+        self.position.map(|at| self.hole.map_or(at, |hole| hole.min(at)))
     }
 
     /// The poller's own JSON beside the position.
@@ -63,8 +72,9 @@ impl Mark {
     }
 
     /// Opens a gap over `window`, which must be bounded, or counts one more try of it.
-    pub(super) async fn open_gap(&self, keyring: &Keyring, window: Window, code: &str) -> Result<(), PollError> {
+    pub(super) async fn open_gap(&mut self, keyring: &Keyring, window: Window, code: &str) -> Result<(), PollError> {
         let until = window.to.unwrap_or(window.from);
+        self.hole = Some(self.hole.map_or(window.from, |hole| hole.min(window.from)));
         let gap = Gap {
             seller: self.seller.clone(),
             dataset: self.dataset,

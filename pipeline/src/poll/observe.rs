@@ -12,14 +12,15 @@ fn has_ended(package: &PackageFacts) -> bool {
     [&package.status, &package.detailed_status].into_iter().flatten().any(|status| ENDED.contains(&status.as_str()))
 }
 
-/// What the deadline is reckoned from; `watermark` is the seller's order watermark before this answer.
-pub(crate) fn observe(facts: &OrderFacts, watermark: Option<Timestamp>) -> Observed {
+/// What the deadline is reckoned from; `watermark` is the seller's order watermark before this answer, `asked_at` when it was asked for.
+pub(crate) fn observe(facts: &OrderFacts, watermark: Option<Timestamp>, asked_at: Option<Timestamp>) -> Observed {
     let counted: Vec<_> = facts.packages.iter().filter(|package| package.status.as_deref() != Some("CANCELLED")).collect();
     let ended = counted.iter().filter(|package| has_ended(package)).count();
     Observed {
         created: facts.created,
         last_updated: facts.last_updated,
         previous_look: watermark,
+        asked_at,
         progress: match facts.status.as_str() {
             "SHIPPED" => Progress::Shipped,
             "CANCELLED" => Progress::Cancelled,
@@ -62,24 +63,24 @@ mod tests {
 
     #[test]
     fn a_failed_parcel_counts_as_delivered_and_a_cancelled_one_not_at_all() {
-        let seen = observe(&facts("SHIPPED", &["DELIVERED", "UNDELIVERABLE", "CANCELLED"]), Some(Timestamp(5)));
+        let seen = observe(&facts("SHIPPED", &["DELIVERED", "UNDELIVERABLE", "CANCELLED"]), Some(Timestamp(5)), Some(Timestamp(12)));
         assert_eq!((seen.packages, seen.packages_delivered, seen.last_ship_time), (2, 2, Some(Timestamp(4))));
         assert!(seen.delivery_visible && seen.progress == Progress::Shipped && seen.delivered_at.is_none());
-        assert_eq!(seen.previous_look, Some(Timestamp(5)));
+        assert_eq!((seen.previous_look, seen.asked_at), (Some(Timestamp(5)), Some(Timestamp(12))));
     }
 
     #[test]
     fn a_detailed_status_ends_a_delivery_that_the_plain_one_does_not() {
         let mut facts = facts("SHIPPED", &["IN_TRANSIT"]);
-        assert_eq!(observe(&facts, None).packages_delivered, 0);
+        assert_eq!(observe(&facts, None, None).packages_delivered, 0);
         facts.packages[0].detailed_status = Some("LOST".into());
-        assert_eq!(observe(&facts, None).packages_delivered, 1);
+        assert_eq!(observe(&facts, None, None).packages_delivered, 1);
     }
 
     #[test]
     fn only_shipped_is_shipped() {
-        assert_eq!(observe(&facts("PARTIALLY_SHIPPED", &["IN_TRANSIT"]), None).progress, Progress::Open);
-        assert_eq!(observe(&facts("CANCELLED", &[]), None).progress, Progress::Cancelled);
-        assert_eq!(observe(&facts("SOMETHING_NEW", &[]), None).progress, Progress::Open);
+        assert_eq!(observe(&facts("PARTIALLY_SHIPPED", &["IN_TRANSIT"]), None, None).progress, Progress::Open);
+        assert_eq!(observe(&facts("CANCELLED", &[]), None, None).progress, Progress::Cancelled);
+        assert_eq!(observe(&facts("SOMETHING_NEW", &[]), None, None).progress, Progress::Open);
     }
 }

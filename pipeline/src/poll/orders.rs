@@ -90,6 +90,7 @@ impl Orders<'_> {
 
 impl Listing for Orders<'_> {
     async fn page(&mut self, window: Window, token: Option<&str>) -> Result<PageDone, PollError> {
+        let asked_at = self.present();
         let (answer, role_missing) = self.fetch(window, token).await?;
         let page = sunder_schemas::classify::classify(self.catalogue, &answer.body, &*self.keys, &Limits::DEFAULT)
             .map_err(|error| Unreadable::of(&error, &answer.request_id))?;
@@ -107,7 +108,8 @@ impl Listing for Orders<'_> {
                 [only] => Some(only),
                 _ => None,
             },
-            watermark: self.mark.watermark(),
+            asked_at,
+            watermark: self.mark.look(),
             version: window.from,
             wishes: Wishes { wanted: &self.seller.personal, role_missing },
         };

@@ -41,7 +41,9 @@ pub(super) struct Origin<'a> {
     pub(super) collected_at: Timestamp,
     /// What stands for an entity's marketplace where the answer has none: known only where one marketplace is asked for.
     pub(super) marketplace: Option<&'a MarketplaceId>,
-    /// The seller's watermark before this answer.
+    /// When the page was asked for, by the policy clock.
+    pub(super) asked_at: Timestamp,
+    /// Up to when the seller's changes were seen before this answer.
     pub(super) watermark: Option<Timestamp>,
     /// The version of an entity that has none of its own: the start of the collection.
     pub(super) version: Timestamp,
@@ -159,7 +161,7 @@ impl Publisher {
                 Some(Candidate {
                     fingerprint: origin.keys.fingerprint(id),
                     token: *token,
-                    observed: observe(facts, origin.watermark),
+                    observed: observe(facts, origin.watermark, Some(origin.asked_at)),
                     source_version: entity.source_version,
                     event_id: entity.event_id,
                     wants_key,

@@ -18,9 +18,13 @@ pub(super) struct Token(pub(super) EntityToken);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Time(pub(super) Timestamp);
 
-/// Money or a measure, digit for digit.
+/// A time that may be left out: Amazon also writes an empty text where it has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Amount(pub(super) Decimal);
+pub(super) struct MaybeTime(pub(super) Option<Timestamp>);
+
+/// Money, digit for digit; an empty text is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Amount(pub(super) Option<Decimal>);
 
 macro_rules! from_text {
     ($name:ident, $what:literal, |$text:ident| $parse:expr) => {
@@ -43,7 +47,8 @@ macro_rules! from_text {
 }
 from_text!(Token, "a token", |text| EntityToken::parse(text).ok());
 from_text!(Time, "a time", |text| Timestamp::parse(text).ok());
-from_text!(Amount, "an amount", |text| parse_amount(text));
+from_text!(MaybeTime, "a time", |text| if text.is_empty() { Some(None) } else { Timestamp::parse(text).ok().map(Some) });
+from_text!(Amount, "an amount", |text| if text.is_empty() { Some(None) } else { parse_amount(text).map(Some) });
 
 /// A number as text; `None` where a column of money does not hold it digit for digit.
 pub(super) fn parse_amount(text: &str) -> Option<Decimal> {
@@ -119,7 +124,7 @@ objects! {
         fulfillment_status: String, fulfilled_by: String, fulfillment_service_level: String,
         ship_by_window: Window, deliver_by_window: Window, label_printing_window: Window,
     }
-    Window { earliest_date_time: Time, latest_date_time: Time, }
+    Window { earliest_date_time: MaybeTime, latest_date_time: MaybeTime, }
     Measurement { unit: String, value: Box<RawValue>, }
     ItemAssociation { order_id: Token, order_item_id: Token, association_type: String, }
     Product { asin: String, title: String, seller_sku: String, condition: Condition, price: Price, }
@@ -166,7 +171,7 @@ objects! {
         carrier_damaged_quantity: i64, defective_quantity: i64, expired_quantity: i64,
     }
     InventoryLevel {
-        asin: String, fn_sku: String, seller_sku: String, condition: String, inventory_details: InventoryDetails, last_updated_time: Time,
+        asin: String, fn_sku: String, seller_sku: String, condition: String, inventory_details: InventoryDetails, last_updated_time: MaybeTime,
         product_name: String, total_quantity: i64, stores: Texts,
     }
 }
@@ -237,13 +242,13 @@ pub(super) struct Item {
 pub(super) struct Package {
     pub(super) package_reference_id: Token,
     #[serde(default)]
-    pub(super) created_time: Option<Time>,
+    pub(super) created_time: Option<MaybeTime>,
     #[serde(default)]
     pub(super) package_status: Option<PackageStatus>,
     #[serde(default)]
     pub(super) carrier: Option<String>,
     #[serde(default)]
-    pub(super) ship_time: Option<Time>,
+    pub(super) ship_time: Option<MaybeTime>,
     #[serde(default)]
     pub(super) shipping_service: Option<String>,
     #[serde(default)]

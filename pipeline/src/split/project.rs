@@ -15,7 +15,7 @@ use sunder_schemas::outcome::DeadLetterReason;
 use sunder_schemas::records::{InventoryLevelRow, OrderItemRow, OrderRow, PackageRow, PiiRecord, StateRecord};
 use sunder_schemas::time::Timestamp;
 
-use super::model::{self, Breakdown, InventoryLevel, Item, Money, MoneyText, Order, Package, Time, Window};
+use super::model::{self, Breakdown, InventoryLevel, Item, MaybeTime, Money, MoneyText, Order, Package, Window};
 
 /// What one raw event becomes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -312,8 +312,8 @@ fn package_row(package: Package, attribution: &Arc<Attribution>, version: i64, o
         detailed_status: status.detailed_status,
         carrier: package.carrier,
         shipping_service: package.shipping_service,
-        created_at: package.created_time.map(|t| t.0),
-        shipped_at: package.ship_time.map(|t| t.0),
+        created_at: package.created_time.and_then(|t| t.0),
+        shipped_at: package.ship_time.and_then(|t| t.0),
         item_tokens: Vec::new(),
         item_quantities: Vec::new(),
     };
@@ -362,7 +362,7 @@ fn level_row(level: InventoryLevel, attribution: &Arc<Attribution>, version: i64
         carrier_damaged_quantity: unfulfillable.carrier_damaged_quantity,
         defective_quantity: unfulfillable.defective_quantity,
         expired_quantity: unfulfillable.expired_quantity,
-        updated_at: level.last_updated_time.map(|t| t.0),
+        updated_at: level.last_updated_time.and_then(|t| t.0),
         stores: level.stores.unwrap_or_default().0,
     }
 }
@@ -402,12 +402,12 @@ impl Parts {
 }
 
 fn window(window: Option<Window>) -> (Option<Timestamp>, Option<Timestamp>) {
-    let at = |time: Option<Time>| time.map(|t| t.0);
+    let at = |time: Option<MaybeTime>| time.and_then(|t| t.0);
     window.map_or((None, None), |w| (at(w.earliest_date_time), at(w.latest_date_time)))
 }
 
 fn money(money: Option<Money>) -> (Option<Decimal>, Option<String>) {
-    money.map_or((None, None), |m| (m.amount.map(|a| a.0), m.currency_code))
+    money.map_or((None, None), |m| (m.amount.and_then(|a| a.0), m.currency_code))
 }
 
 fn measurement(measurement: Option<model::Measurement>) -> Result<(Option<String>, Option<Decimal>), Unfit> {

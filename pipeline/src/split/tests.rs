@@ -154,6 +154,25 @@ fn feed(splitter: &mut Splitter<'_>, world: &mut World, event: &RawEvent) -> Out
 }
 
 #[test]
+fn an_empty_text_in_the_place_of_a_time_or_an_amount_is_none() {
+    let mut event = order(1, 5, 1, &[1], &[2]);
+    let clear = String::from_utf8(event.clear).unwrap();
+    let clear = clear.replace("19.90", "").replace(r#""packageStatus""#, r#""createdTime":"","shipTime":"","packageStatus""#);
+    event.clear = clear.replace(r#""fulfillmentStatus""#, r#""deliverByWindow":{"latestDateTime":""},"fulfillmentStatus""#).into_bytes();
+    let rows = project(event).unwrap().rows;
+    assert_eq!(rows.len(), 3);
+    for row in &rows {
+        match row {
+            StateRecord::Order(row) => {
+                assert_eq!((row.total_amount, row.total_currency.as_deref(), row.deliver_by_latest_at), (None, Some("EUR"), None));
+            }
+            StateRecord::Package(row) => assert_eq!((row.created_at, row.shipped_at), (None, None)),
+            StateRecord::OrderItem(_) | StateRecord::InventoryLevel(_) => {}
+        }
+    }
+}
+
+#[test]
 fn an_order_becomes_rows_history_and_sealed_records() {
     let (schemas, mut world) = (schemas(), World::default());
     let mut splitter = Splitter::new(&schemas, PARTITIONS);

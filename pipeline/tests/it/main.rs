@@ -10,6 +10,8 @@ mod kafka;
 #[cfg(test)]
 mod kafka_proof;
 #[cfg(test)]
+mod pipes;
+#[cfg(test)]
 mod poll;
 #[cfg(test)]
 mod simulator;

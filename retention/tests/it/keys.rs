@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sunder_retention::admit::Admission;
-use sunder_retention::cursor::{self, CursorMove, Disposition, PageCommit, Published};
+use sunder_retention::cursor::{self, CursorMove, Disposition, Gap, PageCommit, Published};
 use sunder_retention::deadline::Progress;
 use sunder_retention::keys::{Context, DataKey, KeyError, Keyring};
 use sunder_retention::lease::ErasedKeys;
@@ -169,6 +169,17 @@ async fn an_undelivered_order_waits_while_the_watermark_moves_and_no_longer() {
             detail: "{}".to_owned(),
         };
         keyring.commit_page(&seller(), PageCommit { cursor: Some(to), ..PageCommit::default() }).await.unwrap();
+        // A gap behind the watermark may hold the delivery: only what lies before it was seen.
+        let mut tx = keyring.db().begin_write().await.unwrap();
+        let (from, until) = (start, keyring.now().minus(Period::days(2)));
+        let gap =
+            Gap { seller: seller(), dataset: Dataset::Orders, from, until, code: "body_not_json".to_owned(), tries: 1, is_open: true };
+        cursor::open_gap(&mut tx, &gap, keyring.now()).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(ledger::due(keyring, keyring.now(), 10).await.unwrap().len(), 1, "{}", db.engine);
+        let mut tx = keyring.db().begin_write().await.unwrap();
+        cursor::close_gaps(&mut tx, &seller(), Dataset::Orders, (from, until), keyring.now()).await.unwrap();
+        tx.commit().await.unwrap();
         assert!(ledger::due(keyring, keyring.now(), 10).await.unwrap().is_empty(), "{}", db.engine);
         // The poller stands still: 30 days after its watermark, or at the cap, it is due.
         clock.advance(Period::days(28));

@@ -38,6 +38,7 @@ pub(crate) fn observed(version: i64) -> Observed {
     Observed {
         created: TEST_DAY.minus(Period::days(1)),
         last_updated: Timestamp(TEST_DAY.0 + version),
+        asked_at: None,
         previous_look: None,
         progress: Progress::Open,
         delivery_visible: false,

@@ -131,7 +131,8 @@ impl OrderFacts {
 }
 
 fn time(field: &'static str, text: Option<Cow<'_, str>>) -> Result<Option<Timestamp>, FactsError> {
-    text.map(|t| Timestamp::parse(&t).map_err(|_| FactsError::Time(field))).transpose()
+    // Amazon also writes an empty text where it has no time.
+    text.filter(|t| !t.is_empty()).map(|t| Timestamp::parse(&t).map_err(|_| FactsError::Time(field))).transpose()
 }
 
 #[cfg(test)]

@@ -154,6 +154,7 @@ impl World {
         let observed = Observed {
             created: self.clock.now().minus(Period::days(1)),
             last_updated: self.clock.now(),
+            asked_at: None,
             previous_look: None,
             progress: deadline::Progress::Open,
             delivery_visible: false,

@@ -83,7 +83,7 @@ impl Parser<'_, '_> {
 
     fn finish_entity(&mut self, index: usize, items: usize, mask: u16) -> Result<(), (RejectCode, Option<Capture>)> {
         let id = self.entity_text(Capture::Id(0)).ok_or((RejectCode::NoId, Some(Capture::Id(0))))?;
-        let version = self.entity_text(Capture::Version).map(|text| Timestamp::parse(&text)).transpose();
+        let version = self.entity_text(Capture::Version).filter(|text| !text.is_empty()).map(|text| Timestamp::parse(&text)).transpose();
         let version = version.map_err(|_| (RejectCode::BadVersion, Some(Capture::Version)))?;
         match self.catalogue.kind() {
             EntityKind::Order => {
