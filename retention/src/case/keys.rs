@@ -190,9 +190,14 @@ impl Keys for RingKeys {
     }
 
     async fn remove_seller(&self, seller: &SellerId) -> Result<(), CaseError> {
-        match sellers::set_state(&self.ring, seller, SellerState::Removed, None).await {
-            // Nobody to remove: gone already, or never there.
-            Ok(()) | Err(KeyError::SellerRemoved(_) | KeyError::SellerUnknown(_)) => Ok(()),
+        let mut removed = sellers::set_state(&self.ring, seller, SellerState::Removed, None).await;
+        if let Err(KeyError::SellerUnknown(_)) = removed {
+            // One that was never polled is written down as removed all the same, or the config would bring it after its case.
+            self.ring.seller(seller).await?;
+            removed = sellers::set_state(&self.ring, seller, SellerState::Removed, None).await;
+        }
+        match removed {
+            Ok(()) | Err(KeyError::SellerRemoved(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }

@@ -12,5 +12,6 @@ mod files;
 mod keys;
 mod lease;
 mod read;
+mod sim;
 mod support;
 mod world;

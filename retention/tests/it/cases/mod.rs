@@ -178,6 +178,21 @@ async fn a_dry_run_makes_no_keys_for_a_seller_that_nobody_knows() {
 }
 
 #[tokio::test]
+async fn a_seller_that_leaves_before_it_was_ever_polled_does_not_come() {
+    let world = World::new().await;
+    let offboarding = EraseRequest { scope: Scope::All, reason: Reason::SellerOffboarding, with_business_data: Some(true), ..request(&[]) };
+    let case = world.engine().request(&offboarding).await.unwrap();
+    world.engine().advance(&case).await.unwrap();
+    // A poller whose config names it, in the middle of the case.
+    let poller = world.process();
+    assert!(matches!(poller.seller(&seller()).await, Err(KeyError::SellerRemoved(_))));
+    assert_eq!(world.work(&case).await, Progress::Done);
+    assert!(matches!(poller.seller(&seller()).await, Err(KeyError::SellerRemoved(_))));
+    sellers::readmit(&world.ring, &seller()).await.unwrap();
+    world.order(1).await;
+}
+
+#[tokio::test]
 async fn the_sweep_opens_one_case_for_all_that_is_due() {
     for world in World::all().await {
         sweeps_once(&world).await;

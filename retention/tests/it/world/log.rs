@@ -173,9 +173,50 @@ impl LogState {
         }
     }
 
+    /// Tombstones go too: their `delete.retention.ms` is over.
+    pub(crate) fn drop_tombstones(&mut self) {
+        self.clean();
+        for ((topic, _), part) in &mut self.parts {
+            if *topic != Topic::Raw {
+                part.records.retain(|record| record.value.is_some());
+            }
+        }
+    }
+
+    /// Raw's retention: what the splitter has read goes.
+    pub(crate) fn expire_raw(&mut self) {
+        for partition in 0..PARTITIONS {
+            let committed = i64::try_from(self.committed[partition]).unwrap();
+            self.part(Topic::Raw, partition).records.retain(|record| record.offset >= committed);
+        }
+    }
+
     pub(crate) fn wake_cleaner(&mut self) {
         self.is_cleaner_down = false;
         self.clean();
+    }
+
+    /// The splitter starts again from what it committed, and from what the log says of versions.
+    pub(crate) fn restart_splitter(&mut self) {
+        self.read = self.committed;
+        let known = self.records(&[Topic::State]).filter(|(_, _, record)| !record.key.starts_with('~'));
+        let known =
+            known.map(|(_, _, record)| (record.key.clone(), record.value.as_ref().map_or(Known::Gone, |row| Known::Live(row.version))));
+        self.known = known.collect();
+    }
+
+    /// Raw is read again from its start.
+    pub(crate) fn replay_splitter(&mut self) {
+        self.committed = [0; PARTITIONS];
+        self.restart_splitter();
+    }
+
+    /// Whether raw holds something that the splitter has not read.
+    pub(crate) fn has_unsplit(&mut self) -> bool {
+        (0..PARTITIONS).any(|partition| {
+            let read = i64::try_from(self.read[partition]).unwrap();
+            self.part(Topic::Raw, partition).next > read
+        })
     }
 
     /// Splits at most `most` raw records by the rules of the splitter, and returns what is to be written. `gate`: what the splitter's

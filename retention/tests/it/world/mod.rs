@@ -13,6 +13,8 @@ use sunder_retention::case::{self, About, Engine, Files, Parts, Progress, RingKe
 use sunder_retention::deadline::{self, Observed};
 use sunder_retention::keyfiles::KeyFiles;
 use sunder_retention::keys::{Context, Keyring};
+use sunder_retention::root::FileRoot;
+use sunder_retention::store::Prove;
 use sunder_retention::testing::TestKeys;
 use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::{CaseId, KeyId, OrderId, SellerId};
@@ -37,6 +39,8 @@ pub(crate) struct World {
     pub(crate) system: Arc<ManualClock>,
     pub(crate) fuse: Arc<Fuse>,
     pub(crate) keys: TestKeys,
+    /// Whether a case reads the key database's files: the costly part of a small case.
+    pub(crate) reads_key_files: bool,
 }
 
 /// An order on its way: its key, and the record it becomes in `pii`.
@@ -85,7 +89,13 @@ impl World {
         let store = |name, topic| Arc::new(FakeStore::new(name, topic, log.clone(), fuse.clone()));
         let (vault, exports, warehouse) = (store("vault", Topic::Pii), store("exports", Topic::Pii), store("warehouse", Topic::State));
         let system = Arc::new(ManualClock::at(Timestamp(START.0 - 1)));
-        Self { ring, vault, exports, warehouse, log, clock, system, fuse, keys }
+        Self { ring, vault, exports, warehouse, log, clock, system, fuse, keys, reads_key_files: true }
+    }
+
+    /// Another process: its own caches and lease over the same database.
+    pub(crate) fn process(&self) -> Arc<Keyring> {
+        let root = FileRoot::open(&self.keys.folder.path().join("root.key")).unwrap();
+        Arc::new(Keyring::new(self.ring.db().clone(), Arc::new(root), self.clock.clone(), *self.ring.policy()))
     }
 
     pub(crate) fn stores(&self) -> [&Arc<FakeStore>; 3] {
@@ -99,18 +109,16 @@ impl World {
 
     /// A new engine of another process, over its own keyring.
     pub(crate) fn engine_over(&self, ring: &Arc<Keyring>) -> Engine {
+        let mut prove: Vec<Arc<dyn Prove>> = vec![self.log.clone(), self.vault.clone(), self.exports.clone(), self.warehouse.clone()];
+        if self.reads_key_files {
+            prove.push(Arc::new(KeyFiles::new(ring.clone())));
+        }
         Engine::new(Parts {
             db: ring.db().clone(),
             keys: Arc::new(FusedKeys { inner: RingKeys::new(ring.clone()), fuse: self.fuse.clone() }),
             log: self.log.clone(),
             forget: vec![self.vault.clone(), self.exports.clone(), self.warehouse.clone()],
-            prove: vec![
-                self.log.clone(),
-                self.vault.clone(),
-                self.exports.clone(),
-                self.warehouse.clone(),
-                Arc::new(KeyFiles::new(ring.clone())),
-            ],
+            prove,
             clock: self.clock.clone(),
             system_clock: self.system.clone(),
             signer: Arc::new(signer()),

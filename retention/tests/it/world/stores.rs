@@ -66,6 +66,13 @@ impl FakeStore {
         self.held.lock().unwrap().rows.values().any(|row| contains(&row.block, key))
     }
 
+    /// Everything is read again from the log's start.
+    pub(crate) fn rebuild(&self) {
+        let mut held = self.held.lock().unwrap();
+        held.next = [0; PARTITIONS];
+        held.rows.retain(|key, _| key.starts_with('~'));
+    }
+
     /// Applies what the log has, up to `most` records of each partition; `gate`: what its process has heard of erasures.
     pub(crate) fn consume(&self, most: usize, gate: Option<&ErasedKeys>) {
         let mut state = self.log.lock();
