@@ -55,12 +55,13 @@ impl Source {
         }
     }
 
-    pub(crate) fn observed(&self, watermark: Option<Timestamp>) -> Observed {
+    pub(crate) fn observed(&self, watermark: Option<Timestamp>, asked_at: Option<Timestamp>) -> Observed {
         let is_delivered = self.delivered_at.is_some();
         Observed {
             created: self.created,
             last_updated: self.updated,
             previous_look: watermark,
+            asked_at,
             progress: self.progress,
             delivery_visible: self.delivery_visible,
             latest_promise: self.promise,

@@ -117,12 +117,15 @@ impl Sim {
         let passage = ring.gate().enter().await;
         let mut candidates = Vec::new();
         for (n, version) in picks {
-            let source = &self.model.sellers[s].orders[*n][*version];
+            let versions = &self.model.sellers[s].orders[*n];
+            let source = &versions[*version];
+            // An old version is an answer of long ago: nobody knows any more when it was asked for.
+            let asked_at = (version + 1 == versions.len()).then_some(now);
             let token = keys.order_token(&source.id);
             candidates.push(Candidate {
                 fingerprint: keys.fingerprint(&source.id),
                 token,
-                observed: source.observed(watermark),
+                observed: source.observed(watermark, asked_at),
                 source_version: source.updated.0,
                 event_id: keys.event_id("orders", token, source.updated.0, "00"),
                 wants_key: self.draw.chance(90),
