@@ -106,6 +106,11 @@ impl KafkaSettings {
             .set("socket.keepalive.enable", "true")
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "2000")
+            // By default librdkafka connects where something is asked for, and each question that waits while every broker is away starts
+            // the next connection at once, past the wait above: thousands a second and most of a core from one process. So each client
+            // keeps a connection to each broker, and does not start over with `bootstrap.servers` (librdkafka issue 5088).
+            .set("enable.sparse.connections", "false")
+            .set("metadata.recovery.strategy", "none")
             .set("log_level", "4");
         if let Some(security) = &self.security {
             options.set("security.protocol", &security.protocol);

@@ -5,13 +5,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 /// A door; it lasts as long as the test's process.
 pub(super) struct Door {
     port: u16,
-    is_open: Arc<AtomicBool>,
+    is_open: Arc<Latch>,
     passing: Arc<Mutex<Vec<TcpStream>>>,
 }
 
@@ -20,25 +19,30 @@ impl Door {
     pub(super) fn to(server: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("address").port();
-        let is_open = Arc::new(AtomicBool::new(true));
+        let is_open = Arc::new(Latch::default());
         let passing = Arc::new(Mutex::new(Vec::new()));
         let server_port: u16 = server.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
         let told = (address_bytes(server_port), address_bytes(port));
         let (server, open, streams) = (server.to_owned(), Arc::clone(&is_open), Arc::clone(&passing));
         std::thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                if !open.load(Ordering::SeqCst) {
+            let mut listener = Some(listener);
+            loop {
+                // Shut, nobody listens: connections are refused, as they are where a server died.
+                let Some(Ok((client, _))) = listener.as_ref().map(TcpListener::accept) else { return };
+                if !open.wait_if_shut(|| drop(listener.take())) {
+                    let Ok(server) = TcpStream::connect(&server) else { continue };
+                    for stream in [&client, &server] {
+                        drop(stream.set_nodelay(true));
+                        streams.lock().expect("lock").push(stream.try_clone().expect("clone"));
+                    }
+                    let (from, to) = (client.try_clone().expect("clone"), server.try_clone().expect("clone"));
+                    std::thread::spawn(move || pass(from, to, None));
+                    let told = told.clone();
+                    std::thread::spawn(move || pass(server, client, Some(told)));
                     continue;
                 }
-                let Ok(server) = TcpStream::connect(&server) else { continue };
-                for stream in [&client, &server] {
-                    drop(stream.set_nodelay(true));
-                    streams.lock().expect("lock").push(stream.try_clone().expect("clone"));
-                }
-                let (from, to) = (client.try_clone().expect("clone"), server.try_clone().expect("clone"));
-                std::thread::spawn(move || pass(from, to, None));
-                let told = told.clone();
-                std::thread::spawn(move || pass(server, client, Some(told)));
+                drop(client);
+                listener = TcpListener::bind(("127.0.0.1", port)).ok();
             }
         });
         Self { port, is_open, passing }
@@ -50,14 +54,45 @@ impl Door {
     }
 
     pub(super) fn shut(&self) {
-        self.is_open.store(false, Ordering::SeqCst);
+        self.is_open.shut();
+        // The thread that waits for a connection gets one more, and sees it.
+        drop(TcpStream::connect(("127.0.0.1", self.port)));
         for stream in self.passing.lock().expect("lock").drain(..) {
             drop(stream.shutdown(Shutdown::Both));
         }
     }
 
     pub(super) fn open(&self) {
-        self.is_open.store(true, Ordering::SeqCst);
+        self.is_open.open();
+    }
+}
+
+/// Whether the door is shut, and a wait for it to open.
+#[derive(Default)]
+struct Latch {
+    is_shut: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Latch {
+    fn shut(&self) {
+        *self.is_shut.lock().expect("lock") = true;
+    }
+
+    fn open(&self) {
+        *self.is_shut.lock().expect("lock") = false;
+        self.changed.notify_all();
+    }
+
+    /// Where it is shut: does `first`, waits until it opens, and says so.
+    fn wait_if_shut(&self, first: impl FnOnce()) -> bool {
+        let is_shut = self.is_shut.lock().expect("lock");
+        if !*is_shut {
+            return false;
+        }
+        first();
+        drop(self.changed.wait_while(is_shut, |shut| *shut).expect("lock"));
+        true
     }
 }
 

@@ -117,6 +117,25 @@ impl World {
     }
 }
 
+impl Drop for World {
+    /// A passed test takes its topics away: brokers hold every segment open, and many tests share them. A failed one leaves them to be read.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let address = self.env.iter().find(|(name, _)| name == "SUNDER_KAFKA__BOOTSTRAP").map(|(_, address)| address.clone());
+        let options = rdkafka::ClientConfig::new().set("bootstrap.servers", address.unwrap_or_default()).set("log_level", "0").to_owned();
+        let Ok(admin) = options.create::<rdkafka::admin::AdminClient<_>>() else { return };
+        // A world without a broker has no topics; the wait is for one that was taken away.
+        let Ok(metadata) = admin.inner().fetch_metadata(None, Duration::from_secs(2)) else { return };
+        let own = format!("{}.", self.prefix);
+        let names: Vec<_> = metadata.topics().iter().map(rdkafka::metadata::MetadataTopic::name).filter(|n| n.starts_with(&own)).collect();
+        if !names.is_empty() {
+            drop(futures::executor::block_on(admin.delete_topics(&names, &rdkafka::admin::AdminOptions::new())));
+        }
+    }
+}
+
 /// How a command ended.
 #[derive(Debug)]
 pub(super) struct Ended {
