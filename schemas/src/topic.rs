@@ -204,8 +204,10 @@ pub struct Times {
     pub raw_ms: i64,
     /// Segment length of raw and dead letters, so that they go on time.
     pub raw_segment_ms: i64,
-    /// How often each partition of a compacted topic gets a heartbeat.
+    /// How often each partition of a compacted topic gets a heartbeat while a case moves.
     pub heartbeat_ms: i64,
+    /// How often it gets one otherwise.
+    pub idle_heartbeat_ms: i64,
     /// The producers' `message.timeout.ms`: nothing is in flight for longer.
     pub message_timeout_ms: i64,
 }
@@ -222,6 +224,7 @@ impl Times {
                 raw_ms: 7 * DAY_MS,
                 raw_segment_ms: DAY_MS,
                 heartbeat_ms: 600_000,
+                idle_heartbeat_ms: 600_000,
                 message_timeout_ms: 30_000,
             },
             Profile::Test => Self {
@@ -231,6 +234,9 @@ impl Times {
                 raw_ms: 3_600_000,
                 raw_segment_ms: 600_000,
                 heartbeat_ms: 500,
+                // Each heartbeat of this profile rolls a segment and makes work for the broker's cleaner, which takes the dirtiest
+                // partition first: heartbeats for their own sake would keep it from the partitions where something has to go.
+                idle_heartbeat_ms: 10_000,
                 message_timeout_ms: 2_000,
             },
         }

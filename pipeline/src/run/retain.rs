@@ -24,6 +24,7 @@ pub struct CaseWork {
     certified: AtomicU64,
     rounds: AtomicU64,
     open: AtomicU64,
+    moves: AtomicU64,
     blocked: Mutex<BTreeMap<CaseId, (Instant, String)>>,
 }
 
@@ -46,6 +47,12 @@ impl CaseWork {
         self.open.load(Ordering::SeqCst)
     }
 
+    /// How often what the cases wait for has changed: each time something new may lie on the log that has to go.
+    #[must_use]
+    pub fn moves(&self) -> u64 {
+        self.moves.load(Ordering::SeqCst)
+    }
+
     /// Cases that have been blocked long enough to say so, with the reason.
     #[must_use]
     pub fn blocked(&self) -> Vec<String> {
@@ -56,8 +63,9 @@ impl CaseWork {
     /// Works until `stop`; errors are logged once each time they begin, and tried again for ever.
     pub(super) async fn run(&self, app: &App, stop: &CancellationToken) {
         let mut was_failing = false;
+        let mut stands = BTreeMap::new();
         while !stop.is_cancelled() {
-            match self.round(app).await {
+            match self.round(app, &mut stands).await {
                 Ok(()) => {
                     was_failing = false;
                     self.rounds.fetch_add(1, Ordering::SeqCst);
@@ -74,13 +82,18 @@ impl CaseWork {
         }
     }
 
-    async fn round(&self, app: &App) -> Result<(), String> {
+    /// One look at everything; `stands` is what each open case waited for after the last one.
+    async fn round(&self, app: &App, stands: &mut BTreeMap<CaseId, String>) -> Result<(), String> {
         let opened = app.engine.sweep(app.base.clock.now()).await.map_err(|e| chain(&e))?;
         for case_id in opened {
             tracing::info!(%case_id, "opened a case for what is due");
         }
         let mut open = 0;
+        let mut now = BTreeMap::new();
         for (case_id, progress) in app.engine.advance_all().await.map_err(|e| chain(&e))? {
+            if let Progress::Waiting { why, .. } | Progress::Blocked { why } = &progress {
+                now.insert(case_id.clone(), why.clone());
+            }
             match progress {
                 Progress::Done => {
                     tracing::info!(%case_id, "certified");
@@ -97,6 +110,10 @@ impl CaseWork {
                     self.block(case_id, why);
                 }
             }
+        }
+        if *stands != now {
+            self.moves.fetch_add(1, Ordering::SeqCst);
+            *stands = now;
         }
         self.open.store(open, Ordering::SeqCst);
         #[expect(clippy::cast_precision_loss, reason = "a gauge of a small number")]

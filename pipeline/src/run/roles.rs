@@ -165,9 +165,9 @@ impl Roles {
             running.run(&with, &cancel).await;
             Ok(())
         });
-        let (kafka, cancel) = (app.kafka.clone(), stop.clone());
+        let (kafka, moving, cancel) = (app.kafka.clone(), Arc::clone(&work), stop.clone());
         tasks.spawn(async move {
-            heartbeat::run(kafka, cancel).await;
+            heartbeat::run(kafka, move || moving.moves(), cancel).await;
             Ok(())
         });
         self.cases = Some(work);
