@@ -53,6 +53,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (109, include_str!("../migrations/0109_unclassified_field.sql")),
     (110, include_str!("../migrations/0110_withheld.sql")),
     (201, include_str!("../migrations/0201_case.sql")),
+    (130, include_str!("../migrations/0130_control_planted.sql")),
 ];
 
 /// An error of the key database: what was tried and a code; never the database's own text, which quotes values.

@@ -166,6 +166,19 @@ pub trait Prove: Send + Sync {
     /// [`StoreError`]: the case stays open.
     async fn scan(&self, needles: &Needles) -> Result<ScanReport, StoreError>;
 
+    /// Reads the store again for several cases, and gives one report for each, in their order. A store that is read from end to end
+    /// overrides it with one pass.
+    ///
+    /// # Errors
+    /// [`StoreError`]: all of them stay open.
+    async fn scan_many(&self, needles: &[Needles]) -> Result<Vec<ScanReport>, StoreError> {
+        let mut reports = Vec::with_capacity(needles.len());
+        for needles in needles {
+            reports.push(self.scan(needles).await?);
+        }
+        Ok(reports)
+    }
+
     /// Removes the controls of `case` once it is certified.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use ring::rand::SystemRandom;
 use sqlx::Row;
 use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::{CaseId, EntityToken, KeyId, SellerId};
+use sunder_schemas::time::Timestamp;
 
 use super::CaseError;
 use super::keys::Keys;
@@ -48,6 +49,42 @@ pub(super) async fn control(db: &KeyDb, keys: &dyn Keys, case: &CaseId, seller: 
     // Another process may have been first: what is stored is the control.
     let (key, _, block) = read(db, case).await?.ok_or_else(|| DbError::fixed("write a control", "row_missing"))?;
     Ok(Control { case: case.to_string(), key, block })
+}
+
+/// Notes that the control of `case` is planted now, by the system's clock.
+pub(super) async fn planted(db: &KeyDb, case: &CaseId, at: Timestamp) -> Result<(), CaseError> {
+    write(db, "note a control", "UPDATE case_control SET planted_at = $2 WHERE case_id = $1", case, Some(at)).await
+}
+
+/// Forgets the control of `case`: it lies nowhere any more.
+pub(super) async fn forget(db: &KeyDb, case: &CaseId) -> Result<(), CaseError> {
+    write(db, "forget a control", "DELETE FROM case_control WHERE case_id = $1", case, None).await
+}
+
+async fn write(db: &KeyDb, action: &'static str, sql: &'static str, case: &CaseId, at: Option<Timestamp>) -> Result<(), CaseError> {
+    let mut tx = db.begin_write().await?;
+    let mut query = sqlx::query(sql).bind(case.as_str().to_owned());
+    if let Some(at) = at {
+        query = query.bind(at.0);
+    }
+    query.execute(&mut *tx).await.map_err(on(action))?;
+    tx.commit().await.map_err(on(action))?;
+    Ok(())
+}
+
+/// Certified cases whose controls were planted before `until` and lie there still.
+pub(super) async fn forgotten(db: &KeyDb, until: Timestamp) -> Result<Vec<CaseId>, CaseError> {
+    let failed = on("look for forgotten controls");
+    let rows = sqlx::query(
+        "SELECT c.case_id FROM case_control c JOIN erasure_case e ON e.case_id = c.case_id \
+         WHERE e.state = 'certified' AND (c.planted_at IS NULL OR c.planted_at < $1) ORDER BY c.case_id",
+    )
+    .bind(until.0)
+    .fetch_all(db.pool())
+    .await
+    .map_err(&failed)?;
+    let bad = |_| DbError::fixed("look for forgotten controls", "bad_id");
+    rows.iter().map(|row| Ok(CaseId::parse(&row.try_get::<String, _>(0).map_err(&failed)?).map_err(bad)?)).collect()
 }
 
 /// Whether the control opens with its own key, read back from the database: shows that opening works at all.

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::CaseError;
 use super::certify::About;
 use super::keys::Keys;
-use super::machine::{self, Event, LOOK_AGAIN, Progress, Removal, State, Step};
+use super::machine::{Event, LOOK_AGAIN, Progress, State, Step};
 use super::probe::{Moment, Probe};
 use super::scope::{self, EraseRequest, Listed, Plan, Reason, Scope};
 use super::store::{self, Record};
@@ -57,6 +57,8 @@ pub struct Engine {
     pub(super) paces: Mutex<HashMap<CaseId, Pace>>,
     /// When this engine first saw each case wait for the producers, by [`Clock::elapsed`]; a restart begins the wait anew.
     pub(super) drains: Mutex<HashMap<CaseId, Duration>>,
+    /// The ledger epoch up to which this engine has rewritten the key tables: one rewriting serves every case before it.
+    pub(super) rewritten: Mutex<i64>,
     /// Told of every point a case passes; none but in tests.
     pub(super) probe: Option<Arc<dyn Probe>>,
 }
@@ -97,7 +99,7 @@ impl Engine {
     /// An engine over `parts`.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self { parts, paces: Mutex::default(), drains: Mutex::default(), probe: None }
+        Self { parts, paces: Mutex::default(), drains: Mutex::default(), rewritten: Mutex::new(0), probe: None }
     }
 
     /// The same engine with `probe` told of every point a case passes.
@@ -261,70 +263,6 @@ impl Engine {
         Ok(record.id)
     }
 
-    /// Works `case` until it is certified, waits, or is blocked. Safe to repeat at any time and from any process.
-    ///
-    /// # Errors
-    /// [`CaseError::NotFound`], [`CaseError::Broken`], or a key database that does not answer. What stores and log refuse is
-    /// [`Progress::Blocked`], not an error.
-    pub async fn advance(&self, case: &CaseId) -> Result<Progress, CaseError> {
-        loop {
-            let record = self.record(case).await?;
-            let events = store::events(&self.parts.db, case).await?;
-            let removal = if record.forced { Removal::Forced } else { Removal::Awaited };
-            let action = machine::decide(&events, removal)?;
-            if action == machine::Action::Finished {
-                return Ok(Progress::Done);
-            }
-            let name = action.name();
-            self.reach(case, name, Moment::Before).await;
-            let done = match self.perform(&record, &events, action).await {
-                Ok(Did::Event(step, evidence)) => {
-                    self.reach(case, name, Moment::Within("done")).await;
-                    self.record_event(&record, &events, step, evidence).await.map(|()| Did::Written)
-                }
-                other => other,
-            };
-            if let Ok(Did::Written) = done {
-                self.reach(case, name, Moment::After).await;
-            }
-            let progress = match done {
-                Ok(Did::Event(..) | Did::Written) | Err(CaseError::Contended) => continue,
-                Ok(Did::Not(progress)) => progress,
-                Err(error @ (CaseError::Store(_) | CaseError::Keys(_) | CaseError::Certificate(_) | CaseError::Note(_))) => {
-                    Progress::Blocked { why: error.to_string() }
-                }
-                // Busy or gone for the moment: nobody has to act, and the event is not written.
-                Err(CaseError::Db(error)) if error.retry => Progress::Waiting { why: error.to_string(), again: LOOK_AGAIN },
-                Err(error) => return Err(error),
-            };
-            let (Progress::Waiting { why, .. } | Progress::Blocked { why }) = &progress else { return Ok(progress) };
-            let last = events.last().map_or(0, |event| event.seq);
-            if record.blocked_by.as_ref() == Some(why) || store::set_blocked(&self.parts.db, case, last, why).await? {
-                return Ok(progress);
-            }
-            // Another process moved the case meanwhile: what was seen is of the past.
-            self.unpause(case);
-        }
-    }
-
-    /// Works every open case once, oldest first; returns what became of each.
-    ///
-    /// # Errors
-    /// As [`Engine::advance`].
-    pub async fn advance_all(&self) -> Result<Vec<(CaseId, Progress)>, CaseError> {
-        let mut done = Vec::new();
-        for case in store::open_cases(&self.parts.db).await? {
-            let progress = match self.advance(&case).await {
-                Ok(progress) => progress,
-                // A database that fails concerns every case; what is wrong with one case must not stop the others.
-                Err(error @ CaseError::Db(_)) => return Err(error),
-                Err(error) => Progress::Blocked { why: error.to_string() },
-            };
-            done.push((case, progress));
-        }
-        Ok(done)
-    }
-
     /// Sweeps and works cases until `stop` turns true or its sender is gone. Errors are logged and tried again: a case is never given
     /// up.
     pub async fn work(&self, mut stop: watch::Receiver<bool>) {
@@ -372,7 +310,7 @@ impl Engine {
         Ok(())
     }
 
-    async fn record_event(&self, record: &Record, before: &[Event], step: Step, evidence: Value) -> Result<(), CaseError> {
+    pub(super) async fn record_event(&self, record: &Record, before: &[Event], step: Step, evidence: Value) -> Result<(), CaseError> {
         let event = self.event(before, step, evidence);
         let mut tx = self.parts.db.begin_write().await?;
         self.append(&mut tx, record, &event).await?;

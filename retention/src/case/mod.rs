@@ -9,6 +9,7 @@ mod control;
 mod engine;
 pub mod keys;
 pub mod machine;
+mod pass;
 pub mod probe;
 mod scope;
 mod steps;

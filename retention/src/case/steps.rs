@@ -6,10 +6,11 @@ use std::sync::PoisonError;
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 use sunder_schemas::certificate::{Iso, Remains};
-use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, KeyId, SellerId};
+use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, SellerId};
 
 use super::engine::{Did, Engine};
 use super::machine::{self, Action, Event, LOOK_AGAIN, Progress, Step};
+use super::pass::Ask;
 use super::probe::Moment;
 use super::scope::{self, Listed};
 use super::store::{self, Record};
@@ -17,7 +18,8 @@ use super::verify::{self, Case, Evidence, ScanAnswer, Seen, Verdict, VerifyRepor
 use super::{CaseError, certify, control};
 use crate::keydb::on;
 use crate::keyfiles;
-use crate::store::{Mark, Needles, Subject};
+use crate::lease;
+use crate::store::{Mark, Subject};
 
 /// How often what is found above its tombstone is tombstoned again before a person must look. Chosen: each round is a full scan; a
 /// record in flight can be late once, not many times.
@@ -26,13 +28,18 @@ const ROUNDS_MAX: u64 = 5;
 /// Whether controls that must be gone count. A case awaits the log's cleaner; a later verification plants controls of its own, which the
 /// cleaner may take hours to pass, and what it proves does not rest on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cleaner {
+pub(super) enum Cleaner {
     Awaited,
     Passed,
 }
 
+/// Something is not yet so; it is looked at again soon.
+pub(super) fn waiting_for(why: impl Into<String>) -> Progress {
+    Progress::Waiting { why: why.into(), again: LOOK_AGAIN }
+}
+
 fn waiting(why: impl Into<String>) -> Did {
-    Did::Not(Progress::Waiting { why: why.into(), again: LOOK_AGAIN })
+    Did::Not(waiting_for(why))
 }
 
 fn marks(marks: &[Mark]) -> Value {
@@ -162,12 +169,25 @@ impl Engine {
         if !self.parts.keys.acknowledged(epoch).await? {
             return Ok(waiting(format!("not every process has acknowledged ledger epoch {epoch} yet, and its lease still runs")));
         }
-        self.parts.keys.rewrite().await?;
+        self.rewrite_up_to(epoch).await?;
         Ok(Did::Event(Step::CachesRevoked, json!({ "epoch": epoch })))
     }
 
+    /// Rewrites the key tables, unless that was done since the keys of `epoch` went.
+    async fn rewrite_up_to(&self, epoch: i64) -> Result<(), CaseError> {
+        if *self.rewritten.lock().unwrap_or_else(PoisonError::into_inner) >= epoch {
+            return Ok(());
+        }
+        // Read before: what is destroyed while the tables are rewritten may be copied.
+        let done = lease::ledger_epoch(&self.parts.db).await?;
+        self.parts.keys.rewrite().await?;
+        let mut rewritten = self.rewritten.lock().unwrap_or_else(PoisonError::into_inner);
+        *rewritten = done.max(*rewritten);
+        Ok(())
+    }
+
     /// The subjects with the keys they have now: a key minted between scoping and destruction is found here.
-    async fn subjects(&self, record: &Record) -> Result<(Vec<Listed>, Vec<Subject>), CaseError> {
+    pub(super) async fn subjects(&self, record: &Record) -> Result<(Vec<Listed>, Vec<Subject>), CaseError> {
         let listed = scope::with_keys(&self.parts.db, store::subjects(&self.parts.db, &record.id).await?).await?;
         let subjects = listed.iter().map(|subject| subject.subject(&record.seller)).collect();
         Ok((listed, subjects))
@@ -195,6 +215,7 @@ impl Engine {
 
     async fn plant_controls(&self, record: &Record) -> Result<Did, CaseError> {
         let control = control::control(&self.parts.db, &*self.parts.keys, &record.id, &record.seller).await?;
+        control::planted(&self.parts.db, &record.id, self.parts.system_clock.now()).await?;
         let mut stores = Vec::new();
         for store in &self.parts.prove {
             store.plant(&control).await?;
@@ -220,16 +241,28 @@ impl Engine {
         Ok(Did::Event(step, json!({ "rows_deleted": rows })))
     }
 
+    /// What stops every reading, whatever it would see.
+    pub(super) async fn stopped_by(&self) -> Result<Option<String>, CaseError> {
+        let drift = self.parts.log.drift().await?;
+        Ok((!drift.is_empty()).then(|| verify::drifted(&drift)))
+    }
+
     async fn verify_step(&self, record: &Record, events: &[Event], barrier: &[Mark], tombstones: &[Mark]) -> Result<Did, CaseError> {
         if let Some(last) = self.paused(&record.id) {
             return Ok(Did::Not(last));
         }
-        let drift = self.parts.log.drift().await?;
-        if !drift.is_empty() {
-            return Ok(Did::Not(Progress::Blocked { why: verify::drifted(&drift) }));
+        if let Some(why) = self.stopped_by().await? {
+            return Ok(Did::Not(Progress::Blocked { why }));
         }
+        let ask = Ask { record, barrier, tombstones, cleaner: Cleaner::Awaited };
+        let seen = self.look(&[ask]).await.pop().unwrap_or(Err(CaseError::Request("nothing was read")));
+        self.answer(record, events, seen)
+    }
+
+    /// What a case does about what was seen.
+    pub(super) fn answer(&self, record: &Record, events: &[Event], seen: Result<(Verdict, Seen), CaseError>) -> Result<Did, CaseError> {
         let blocked = |why: String| Ok(Did::Not(self.pause(&record.id, |_| Progress::Blocked { why })));
-        match self.look(record, barrier, tombstones, Cleaner::Awaited).await {
+        match seen {
             Ok((Verdict::Holds(evidence), _)) => {
                 self.unpause(&record.id);
                 let value = serde_json::to_value(&*evidence).map_err(|_| CaseError::Request("the evidence has no JSON form"))?;
@@ -253,42 +286,9 @@ impl Engine {
         }
     }
 
-    /// Reads everything again and judges it.
-    async fn look(&self, record: &Record, barrier: &[Mark], tombstones: &[Mark], cleaner: Cleaner) -> Result<(Verdict, Seen), CaseError> {
-        let (listed, _) = self.subjects(record).await?;
-        let control = control::control(&self.parts.db, &*self.parts.keys, &record.id, &record.seller).await?;
-        let keys: Vec<KeyId> = listed.iter().flat_map(|subject| subject.keys.iter().copied()).collect();
-        let needles = Needles {
-            keys,
-            controls: vec![control.key],
-            bytes: self.parts.keys.wrapped_needles(&record.seller, &listed).await?,
-            barrier: barrier.to_vec(),
-        };
-        let mut seen = Seen { drift: self.parts.log.drift().await?, log: self.parts.log.describe().await?, ..Seen::default() };
-        for store in &self.parts.prove {
-            let mut report = store.scan(&needles).await?;
-            self.reach(&record.id, "verify", Moment::Within("a store is read")).await;
-            let found = report.found.len();
-            report.found.retain(|block| block.key != control.key);
-            seen.dead_controls += u64::try_from(found - report.found.len()).unwrap_or(u64::MAX);
-            seen.reports.push(report);
-        }
-        if cleaner == Cleaner::Passed {
-            seen.dead_controls = 0;
-        }
-        let found: Vec<_> = seen.reports.iter().flat_map(|report| &report.found).collect();
-        let (mut recover, keys_tried) = verify::recover(&self.parts.db, &*self.parts.keys, &record.seller, &listed, &found).await?;
-        recover.controls_planted = 1;
-        recover.controls_opened = u64::from(control::opens(&self.parts.db, &*self.parts.keys, &record.id, &record.seller).await?);
-        (seen.recover, seen.keys_tried) = (recover, keys_tried);
-        let with_keys = u64::try_from(needles.keys.len()).unwrap_or(u64::MAX);
-        let verdict = verify::judge(&seen, with_keys, barrier, tombstones, self.key_backups(record));
-        Ok((verdict, seen))
-    }
-
     /// Backups of the key database are outside every scan; they are named until the last of them is gone. Where its files are a store of
     /// their own, that store names them.
-    fn key_backups(&self, record: &Record) -> Option<Remains> {
+    pub(super) fn key_backups(&self, record: &Record) -> Option<Remains> {
         if self.parts.prove.iter().any(|store| store.name() == keyfiles::STORE) {
             return None;
         }
@@ -307,13 +307,15 @@ impl Engine {
     pub async fn verify(&self, case: &CaseId) -> Result<VerifyReport, CaseError> {
         let record = self.record(case).await?;
         let control = control::control(&self.parts.db, &*self.parts.keys, case, &record.seller).await?;
+        control::planted(&self.parts.db, case, self.parts.system_clock.now()).await?;
         for store in &self.parts.prove {
             store.plant(&control).await?;
         }
         let barrier = self.parts.log.barrier().await?;
         let events = store::events(&self.parts.db, case).await?;
         let tombstones = machine::last_tombstones(&events).unwrap_or_default();
-        let (verdict, seen) = self.look(&record, &barrier, &tombstones, Cleaner::Passed).await?;
+        let ask = Ask { record: &record, barrier: &barrier, tombstones: &tombstones, cleaner: Cleaner::Passed };
+        let (verdict, seen) = self.look(&[ask]).await.pop().unwrap_or(Err(CaseError::Request("nothing was read")))?;
         if record.certified_at.is_some() {
             self.unplant(case).await;
         }
@@ -335,11 +337,16 @@ impl Engine {
         })
     }
 
-    async fn unplant(&self, case: &CaseId) {
+    /// Removes the controls of `case` everywhere; what fails is tried again by a later pass.
+    pub(super) async fn unplant(&self, case: &CaseId) {
         for store in &self.parts.prove {
             if let Err(error) = store.unplant(case.as_str()).await {
-                tracing::warn!(case_id = %case, %error, "a control stays; it is harmless and goes with the next verification");
+                tracing::warn!(case_id = %case, %error, "a control stays for now; it is harmless");
+                return;
             }
+        }
+        if let Err(error) = control::forget(&self.parts.db, case).await {
+            tracing::warn!(case_id = %case, %error, "a control is kept for now; it is harmless");
         }
     }
 

@@ -21,8 +21,10 @@ use crate::world::{Sent, World, order, seller};
 
 /// Counts points and holds a case at one of them for ever.
 #[derive(Default)]
-struct Killer {
+pub(super) struct Killer {
     at: Option<usize>,
+    /// Or the first point of this kind.
+    at_point: Option<Point>,
     passed: AtomicUsize,
     points: Mutex<Vec<Point>>,
     killed: Notify,
@@ -31,6 +33,15 @@ struct Killer {
 impl Killer {
     fn at(n: usize) -> Arc<Self> {
         Arc::new(Self { at: Some(n), ..Self::default() })
+    }
+
+    /// Strikes at the first such point.
+    pub(super) fn at_first(action: &'static str, moment: Moment) -> Arc<Self> {
+        Arc::new(Self { at_point: Some(Point { action, moment }), ..Self::default() })
+    }
+
+    pub(super) async fn killed(&self) {
+        self.killed.notified().await;
     }
 
     fn points(&self) -> Vec<Point> {
@@ -42,6 +53,10 @@ impl Killer {
 impl Probe for Killer {
     async fn reached(&self, _case: &CaseId, point: Point) {
         self.points.lock().unwrap().push(point);
+        if Some(point) == self.at_point {
+            self.killed.notify_one();
+            std::future::pending::<()>().await;
+        }
         // After one action and before the next are one moment to a process that dies.
         if point.moment == Moment::After && point.action != "certify" {
             return;
@@ -147,7 +162,7 @@ impl Kind {
         let engine = world.engine().with_probe(killer.clone());
         tokio::select! {
             biased;
-            () = killer.killed.notified() => None,
+            () = killer.killed() => None,
             case = self.work(world, &engine) => Some(case),
         }
     }

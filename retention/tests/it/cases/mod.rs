@@ -1,6 +1,7 @@
 //! Whole cases: the straight way, every crash, every misbehaviour.
 
 mod crash;
+mod pass;
 
 use sunder_retention::case::{self, EraseRequest, Progress, Reason, Scope, State};
 use sunder_retention::keys::KeyError;

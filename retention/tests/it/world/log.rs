@@ -162,6 +162,15 @@ impl LogState {
         parts.into_iter().flat_map(|((topic, partition), part)| part.records.iter().map(|record| (*topic, *partition, record)))
     }
 
+    /// Keys of `topic` whose last record is a value.
+    pub(crate) fn living(&self, topic: Topic) -> impl Iterator<Item = String> {
+        let mut living: BTreeMap<(usize, String), bool> = BTreeMap::new();
+        for (_, partition, record) in self.records(&[topic]) {
+            living.insert((partition, record.key.clone()), record.value.is_some());
+        }
+        living.into_iter().filter(|(_, is_value)| *is_value).map(|((_, key), _)| key)
+    }
+
     /// The cleaner passes every compacted partition.
     pub(crate) fn clean(&mut self) {
         for ((topic, _), part) in &mut self.parts {
@@ -429,8 +438,7 @@ fn canary(case: &str, what: &str) -> String {
 }
 
 impl LogState {
-    fn scan(&mut self, needles: &Needles) -> ScanReport {
-        self.scans += 1;
+    fn scan(&self, needles: &Needles) -> ScanReport {
         let barrier: HashMap<(&str, i32), i64> =
             needles.barrier.iter().map(|mark| ((mark.topic.as_str(), mark.partition.0), mark.offset.0)).collect();
         let is_read = |topic: Topic, partition: usize, offset: i64| {
@@ -491,7 +499,15 @@ impl Prove for FakeLog {
     }
 
     async fn scan(&self, needles: &Needles) -> Result<ScanReport, StoreError> {
-        self.fuse.call(|| self.lock().scan(needles))
+        Ok(self.scan_many(std::slice::from_ref(needles)).await?.remove(0))
+    }
+
+    async fn scan_many(&self, needles: &[Needles]) -> Result<Vec<ScanReport>, StoreError> {
+        self.fuse.call(|| {
+            let mut state = self.lock();
+            state.scans += 1;
+            needles.iter().map(|needles| state.scan(needles)).collect()
+        })
     }
 
     async fn unplant(&self, case: &str) -> Result<(), StoreError> {

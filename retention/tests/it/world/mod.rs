@@ -208,6 +208,19 @@ impl World {
         }
     }
 
+    /// Works all cases, moving the system's clock past the waits, until none waits for something that passes by itself.
+    pub(crate) async fn work_all(&self) -> Vec<(CaseId, Progress)> {
+        let engine = self.engine();
+        for _ in 0..20 {
+            let done = engine.advance_all().await.unwrap();
+            if done.iter().all(|(_, progress)| !matches!(progress, Progress::Waiting { .. })) {
+                return done;
+            }
+            self.system.advance(Period::Millis(500));
+        }
+        engine.advance_all().await.unwrap()
+    }
+
     /// Works `case`, moving the system's clock past the waits and with a new engine after each failure, until it is done, blocked, or
     /// waits for something that does not pass by itself.
     pub(crate) async fn work(&self, case: &CaseId) -> Progress {
