@@ -17,7 +17,7 @@ use sunder_schemas::time::Timestamp;
 use crate::deadline::{self, Decision, Facts, Observed, Policy};
 use crate::keydb::{DbError, ROWS_PER_STATEMENT, Write, blob, numbered, on, push_tuples};
 use crate::keys::seal::commitment;
-use crate::keys::{DataKey, KeyError, Keyring, SellerKeys};
+use crate::keys::{DataKey, KeyError, Keyring, LostLedger, SellerKeys};
 use crate::ledger::{self, parse_facts};
 use crate::sellers::SellerState;
 
@@ -129,14 +129,16 @@ enum Verdict {
 }
 
 /// Decides on `candidate` and brings `subject`'s facts up to this version.
-fn decide(subject: &mut Subject, candidate: &Candidate, policy: &Policy, now: Timestamp) -> Verdict {
-    if subject.is_withheld {
+fn decide(subject: &mut Subject, candidate: &Candidate, lost: Option<LostLedger>, policy: &Policy, now: Timestamp) -> Verdict {
+    let created = candidate.observed.created;
+    if subject.is_withheld || lost.and_then(|lost| lost.withheld_until).is_some_and(|until| created <= until) {
         return Verdict::Withheld;
     }
     if subject.event_id.as_deref() == Some(&candidate.event_id.to_string()) {
         return Verdict::Unchanged;
     }
-    if subject.state == State::Destroyed {
+    let may_be_erased = subject.state == State::None && lost.is_some_and(|lost| created <= lost.erased_until);
+    if subject.state == State::Destroyed || may_be_erased {
         return Verdict::Drop(DropReason::Erased);
     }
     // An older version than the last tells nothing new of the clock.
@@ -206,7 +208,7 @@ struct Batch<'a> {
 
 impl Batch<'_> {
     fn answer(&self, subject: &mut Subject, candidate: &Candidate, fresh: &mut Vec<Arc<DataKey>>) -> Result<Admission, KeyError> {
-        let verdict = decide(subject, candidate, self.keyring.policy(), self.now);
+        let verdict = decide(subject, candidate, self.keys.lost(), self.keyring.policy(), self.now);
         let (deadline, rule) = subject.decision.clone().unwrap_or((self.now, String::new()));
         Ok(match verdict {
             Verdict::Unchanged => Admission::Unchanged,

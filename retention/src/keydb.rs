@@ -52,6 +52,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (108, include_str!("../migrations/0108_topic_incarnation.sql")),
     (109, include_str!("../migrations/0109_unclassified_field.sql")),
     (110, include_str!("../migrations/0110_withheld.sql")),
+    (120, include_str!("../migrations/0120_mirror.sql")),
     (201, include_str!("../migrations/0201_case.sql")),
     (130, include_str!("../migrations/0130_control_planted.sql")),
 ];
@@ -130,11 +131,17 @@ impl Dialect {
     }
 
     fn fill(self, sql: &str) -> String {
-        let (bytes, serial, zero) = match self {
-            Self::Postgres => ("BYTEA", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", format!("'\\x{}'", "00".repeat(32))),
-            Self::Sqlite => ("BLOB", "INTEGER PRIMARY KEY AUTOINCREMENT", format!("x'{}'", "00".repeat(32))),
+        let (bytes, serial, zero, random_id) = match self {
+            Self::Postgres => (
+                "BYTEA",
+                "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+                format!("'\\x{}'", "00".repeat(32)),
+                "replace(CAST(gen_random_uuid() AS TEXT), '-', '')",
+            ),
+            Self::Sqlite => ("BLOB", "INTEGER PRIMARY KEY AUTOINCREMENT", format!("x'{}'", "00".repeat(32)), "lower(hex(randomblob(16)))"),
         };
-        sql.replace("{{bytes}}", bytes).replace("{{serial}}", serial).replace("{{zero_hash}}", &zero)
+        let filled = sql.replace("{{bytes}}", bytes).replace("{{serial}}", serial).replace("{{zero_hash}}", &zero);
+        filled.replace("{{random_id}}", random_id)
     }
 }
 

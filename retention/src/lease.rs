@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::keydb::{DbError, KeyDb, blob, on};
 use crate::keys::{KeyError, Keyring};
+use crate::mirror::{self, Generation};
 
 /// Whether this process may use keys. Without a registered lease (a single command, a test) it always may.
 #[derive(Debug)]
@@ -244,6 +245,8 @@ pub struct Lease {
     length: Duration,
     /// Epochs that wait for the work from before them: epoch and generation of the gate.
     pending: Mutex<Option<(i64, u64)>>,
+    /// How far the database was when it was last read.
+    seen: Mutex<Generation>,
 }
 
 impl Lease {
@@ -255,6 +258,7 @@ impl Lease {
     pub async fn register(keyring: Arc<Keyring>, roles: &str, length: Duration) -> Result<Self, KeyError> {
         let process = uuid::Uuid::new_v4().to_string();
         let asked = Instant::now();
+        let seen = mirror::here(keyring.db()).await?;
         let (epoch, _) = keyring.erased().refresh(keyring.db()).await?;
         let now = keyring.db().dialect().now_ms();
         let sql =
@@ -271,7 +275,7 @@ impl Lease {
             .map_err(&failed)?;
         tx.commit().await.map_err(&failed)?;
         keyring.lease_state().extend(asked, length);
-        Ok(Self { keyring, process, length, pending: Mutex::new(None) })
+        Ok(Self { keyring, process, length, pending: Mutex::new(None), seen: Mutex::new(seen) })
     }
 
     /// One heartbeat: learns what was destroyed, drops those keys, acknowledges what no earlier work holds any more, and extends the
@@ -286,6 +290,7 @@ impl Lease {
             // The database may have counted us dead meanwhile: whatever was in memory is read anew.
             keyring.drop_all();
         }
+        self.check_generation().await?;
         let before = keyring.erased().epoch();
         let (epoch, keys) = keyring.erased().refresh(keyring.db()).await?;
         keyring.revoke(&keys);
@@ -317,6 +322,26 @@ impl Lease {
         Ok(())
     }
 
+    /// A database that stands behind what this process has seen of it was restored meanwhile: what was erased since may be readable in
+    /// it, so this process lets go of every key at once.
+    async fn check_generation(&self) -> Result<(), KeyError> {
+        let here = mirror::here(self.keyring.db()).await?;
+        let is_older = {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_older = here.database != seen.database || here.generation < seen.generation || here.epoch < seen.epoch;
+            if !is_older {
+                *seen = here;
+            }
+            is_older
+        };
+        if is_older {
+            self.keyring.lease_state().until_ms.store(0, Ordering::SeqCst);
+            self.keyring.drop_all();
+            return Err(KeyError::Restored);
+        }
+        Ok(())
+    }
+
     async fn write(&self, acknowledged: Option<i64>) -> Result<(), KeyError> {
         let failed = on("extend the lease");
         let now = self.keyring.db().dialect().now_ms();
@@ -337,7 +362,8 @@ impl Lease {
     /// Beats every third of the lease, at least every [`BEAT_EVERY_MAX`], until `stop` turns true, then gives the lease back.
     ///
     /// # Errors
-    /// [`KeyError::Database`] where it could not be given back; it then ends by itself.
+    /// [`KeyError::Restored`] where the database was restored under this process; [`KeyError::Database`] where the lease could not be
+    /// given back; it then ends by itself.
     pub async fn run(&self, mut stop: watch::Receiver<bool>) -> Result<(), KeyError> {
         let mut ticks = tokio::time::interval((self.length / 3).clamp(Duration::from_millis(1), BEAT_EVERY_MAX));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -348,6 +374,7 @@ impl Lease {
                 () = async { drop(stop.wait_for(|stopped| *stopped).await) } => return self.end().await,
                 _ = ticks.tick() => match self.beat().await {
                     Ok(()) => was_lost = false,
+                    Err(error @ KeyError::Restored) => return Err(error),
                     Err(error) if !was_lost => {
                         was_lost = true;
                         tracing::warn!(%error, "lease could not be extended; keys are refused once it is over");

@@ -16,6 +16,7 @@ use crate::audit::{self, AuditEvent, AuditOutcome};
 use crate::deadline::{self, Facts, Rule};
 use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, blob, numbered, on, push_tuples};
 use crate::keys::{DataKey, KeyError, Keyring};
+use crate::mirror::{self, ErasedRow};
 use crate::names::Named;
 use crate::outbox::{self, Outgoing};
 use crate::store::Extent;
@@ -116,7 +117,7 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
     let mut subjects: Vec<&Condemned> = destruction.subjects.iter().collect();
     subjects.sort_unstable_by_key(|s| s.fingerprint);
     subjects.dedup_by_key(|s| s.fingerprint);
-    let (mut all, mut now) = (Vec::with_capacity(subjects.len()), Vec::new());
+    let (mut all, mut now, mut mirrored) = (Vec::with_capacity(subjects.len()), Vec::new(), Vec::new());
     for chunk in subjects.chunks(ROWS_PER_STATEMENT) {
         let mut sql = "INSERT INTO subject (fingerprint, seller, token, state, created_at, destroyed_at, destroyed_epoch, case_id, withheld_epoch) VALUES "
             .to_owned();
@@ -126,7 +127,8 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
              destroyed_at = COALESCE(subject.destroyed_at, excluded.destroyed_at), \
              destroyed_epoch = COALESCE(subject.destroyed_epoch, excluded.destroyed_epoch), \
              case_id = COALESCE(subject.case_id, excluded.case_id), \
-             withheld_epoch = COALESCE(subject.withheld_epoch, excluded.withheld_epoch) RETURNING fingerprint, key_id, destroyed_epoch",
+             withheld_epoch = COALESCE(subject.withheld_epoch, excluded.withheld_epoch) \
+             RETURNING fingerprint, token, key_id, destroyed_epoch, withheld_epoch",
         );
         let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
         for subject in chunk {
@@ -145,15 +147,25 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
             let fingerprint = Fingerprint(blob(&row, "fingerprint")?.unwrap_or([0; 32]));
             let key = blob(&row, "key_id")?.map(KeyId);
             all.push((fingerprint, key));
-            if row.try_get::<i64, _>("destroyed_epoch").map_err(&failed)? == epoch {
+            let withheld: Option<i64> = row.try_get("withheld_epoch").map_err(&failed)?;
+            let is_destroyed_now = row.try_get::<i64, _>("destroyed_epoch").map_err(&failed)? == epoch;
+            if is_destroyed_now {
                 now.push((fingerprint, key));
+            }
+            if is_destroyed_now || withheld == Some(epoch) {
+                mirrored.push(ErasedRow {
+                    fingerprint,
+                    token: blob(&row, "token")?.map(EntityToken),
+                    key,
+                    is_withheld: withheld.is_some(),
+                });
             }
         }
     }
     all.sort_unstable();
     let keys: Vec<KeyId> = now.iter().filter_map(|(_, key)| *key).collect();
     revoke(tx, &keys, epoch, destruction.at).await?;
-    let mut records: Vec<Outgoing> = now.iter().map(|(f, key)| erased_record(destruction, epoch, *f, *key)).collect();
+    let mut records: Vec<Outgoing> = mirrored.iter().map(|row| mirror::erased(destruction, epoch, row)).collect();
     records.extend(keys.iter().map(|key| revoked_record(*key, epoch, destruction.at)));
     outbox::push(tx, &records).await?;
     let event = AuditEvent {
@@ -209,15 +221,6 @@ pub(crate) async fn revoke(tx: &mut Write, keys: &[KeyId], epoch: i64, at: Times
 /// The record of `keys.revoked`.
 pub(crate) fn revoked_record(key: KeyId, epoch: i64, at: Timestamp) -> Outgoing {
     Outgoing { topic: "keys.revoked", key: key.to_hex(), value: Some(json!({ "key": key, "epoch": epoch, "at": at.to_iso() }).to_string()) }
-}
-
-fn erased_record(destruction: &Destruction<'_>, epoch: i64, fingerprint: Fingerprint, key: Option<KeyId>) -> Outgoing {
-    let keys: Vec<KeyId> = key.into_iter().collect();
-    let value = json!({
-        "fingerprint": fingerprint, "seller": destruction.seller, "keys": keys, "case": destruction.case,
-        "at": destruction.at.to_iso(), "epoch": epoch,
-    });
-    Outgoing { topic: "privacy.erased", key: fingerprint.to_hex(), value: Some(value.to_string()) }
 }
 
 /// What is known of a subject, by its token.

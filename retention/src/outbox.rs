@@ -6,6 +6,7 @@
 use sqlx::Row;
 
 use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, numbered, on, push_tuples};
+use crate::mirror;
 use crate::store::{EventLog, OutboxRecord, StoreError};
 
 /// A record to be published: topic kind and name, key, JSON value (`None`: tombstone).
@@ -96,7 +97,14 @@ pub async fn drain(db: &KeyDb, log: &dyn EventLog) -> Result<u64, DrainError> {
         if records.is_empty() {
             return Ok(count);
         }
-        log.publish(&records).await?;
+        // What a backup must not undo is covered by a generation that lies before it on the log: a restore is noticed by it.
+        if records.iter().any(|record| record.topic == mirror::TOPIC) {
+            let mut covered = vec![mirror::advance(db).await?];
+            covered.extend(records.iter().cloned());
+            log.publish(&covered).await?;
+        } else {
+            log.publish(&records).await?;
+        }
         published(db, &records).await?;
         count += records.len() as u64;
     }

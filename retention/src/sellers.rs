@@ -14,6 +14,7 @@ use sunder_schemas::ids::{MarketplaceId, SellerId};
 use crate::keydb::{DbError, KeyDb, Write, on};
 use crate::keys::{KeyError, Keyring};
 use crate::ledger::lock_seller;
+use crate::mirror;
 
 /// Whether a seller is polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,6 +159,7 @@ pub async fn readmit(keyring: &Keyring, seller: &SellerId) -> Result<(), KeyErro
         for table in ["DELETE FROM poll_cursor WHERE seller = $1", "DELETE FROM poll_gap WHERE seller = $1"] {
             sqlx::query(table).bind(seller.as_str().to_owned()).execute(&mut *tx).await.map_err(&failed)?;
         }
+        mirror::seller(&mut tx, seller, generation + 1, false).await?;
     }
     tx.commit().await.map_err(&failed)?;
     keyring.forget_seller(seller);
@@ -268,14 +270,19 @@ pub async fn unblock_with(keyring: &Keyring, seller: &SellerId, token: &SecretSt
 /// # Errors
 /// [`DbError`] where the seller is not removed: set its state first, so that no poller mints in between.
 pub async fn destroy_keys(tx: &mut Write, seller: &SellerId) -> Result<(), DbError> {
-    let done = sqlx::query(
-        "UPDATE seller SET refresh_token = NULL, wrapping_key = NULL, token_key = NULL WHERE seller = $1 AND state = 'removed'",
+    let failed = on("destroy a seller's keys");
+    let row = sqlx::query(
+        "UPDATE seller SET refresh_token = NULL, wrapping_key = NULL, token_key = NULL WHERE seller = $1 AND state = 'removed' \
+         RETURNING generation",
     )
     .bind(seller.as_str().to_owned())
-    .execute(&mut **tx)
+    .fetch_optional(&mut **tx)
     .await
-    .map_err(on("destroy a seller's keys"))?;
-    if done.rows_affected() == 1 || lock_seller(tx, seller).await?.is_none() {
+    .map_err(&failed)?;
+    if let Some(row) = row {
+        return mirror::seller(tx, seller, row.try_get(0).map_err(&failed)?, true).await;
+    }
+    if lock_seller(tx, seller).await?.is_none() {
         return Ok(());
     }
     Err(DbError { action: "destroy a seller's keys", code: "not_removed".to_owned(), retry: true })

@@ -3,6 +3,7 @@
 //! Commands that only read keys and the vault do not need Kafka, so the parts are opened one after the other: [`Base`] is the key
 //! database and the clock, [`App`] is everything.
 
+mod restore;
 mod sellers;
 pub mod settings;
 
@@ -56,6 +57,12 @@ pub enum StartError {
     /// Topics are not as declared.
     #[error("topics are not as declared; `sunder topics diff` shows all, `sunder topics apply` mends:\n{}", .0.join("\n"))]
     Drift(Vec<String>),
+    /// The log mirrors another key database.
+    #[error(
+        "keys.database is another one than the one that wrote this log: what was erased could not be recognised. Restore a backup of that \
+         database, or choose another kafka.prefix"
+    )]
+    ForeignKeys,
 }
 
 fn part<E: std::error::Error + 'static>(what: impl Into<String>) -> impl FnOnce(E) -> StartError {
@@ -192,6 +199,7 @@ impl App {
     pub async fn open(base: Base) -> Result<Self, StartError> {
         let kafka = connect_kafka(&base.config).await?;
         ensure_topics(&base, &kafka).await?;
+        restore::settle(&base, &kafka).await?;
         let (warehouse, vault) = (base.warehouse().await?, base.vault().await?);
         let schemas = Schemas::open(registry(&base.config), &base.config.kafka.prefix).await;
         let schemas = Arc::new(schemas.map_err(part("registry.url"))?);

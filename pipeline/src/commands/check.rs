@@ -1,6 +1,7 @@
 //! `sunder check`: config, connections, topic drift, key rights, clock, planner statistics, gaps, unclassified fields.
 
 use sunder_retention::cursor;
+use sunder_retention::mirror::{self, Noticed, Standing};
 use sunder_retention::sellers::{self, SellerState};
 
 use super::Failure;
@@ -8,6 +9,7 @@ use super::topics::show;
 use crate::app::{Base, StartError, connect_kafka};
 use crate::cli::{DONE, NOT_TRUE};
 use crate::config::{Config, Environment};
+use crate::kafka::Kafka;
 use crate::kafka::admin::{Entry, Status, TopicState};
 use crate::output::Output;
 
@@ -20,9 +22,13 @@ pub(super) async fn run(config: Config, output: Output) -> Result<u8, Failure> {
     if config.environment == Environment::Test {
         entries.push(warn("environment", "test: safeguards may be lowered", "environment = \"production\" where real data flows"));
     }
-    entries.extend(log(&config).await);
+    let (kafka, of_log) = log(&config).await;
+    entries.extend(of_log);
     match Base::open(config, None).await {
-        Ok(base) => entries.extend(stores(&base).await),
+        Ok(base) => {
+            entries.extend(restores(&base, kafka.as_ref()).await);
+            entries.extend(stores(&base).await);
+        }
         Err(error) => entries.push(failed_start("keys", &error)),
     }
     output.show(&entries, || show(&entries));
@@ -45,15 +51,15 @@ fn failed_start(name: &str, error: &StartError) -> Entry {
     fail(name, error.to_string(), "see docs/operations.md, section Start")
 }
 
-async fn log(config: &Config) -> Vec<Entry> {
+async fn log(config: &Config) -> (Option<Kafka>, Vec<Entry>) {
     let kafka = match connect_kafka(config).await {
         Ok(kafka) => kafka,
-        Err(error) => return vec![failed_start("kafka", &error)],
+        Err(error) => return (None, vec![failed_start("kafka", &error)]),
     };
     let mut entries = vec![ok("kafka", format!("{} answers", kafka.address()))];
     if kafka.is_embedded() {
         entries.push(warn("kafka durability", "the embedded broker keeps nothing after the process", "kafka.bootstrap = \"host:port\""));
-        return entries;
+        return (None, entries);
     }
     match kafka.diff_topics().await {
         Ok(states) => entries.extend(states.iter().map(TopicState::entry)),
@@ -61,7 +67,41 @@ async fn log(config: &Config) -> Vec<Entry> {
             entries.push(fail("topics", crate::telemetry::chain(&error), "see that the principal may describe topics and settings"))
         }
     }
+    (Some(kafka), entries)
+}
+
+/// Whether the key database is as new as the log knows it, and what restores came to.
+async fn restores(base: &Base, kafka: Option<&Kafka>) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    if let Some(kafka) = kafka {
+        entries.push(match base.standing(kafka).await {
+            Ok(Standing::Current) => ok("key database", "not older than the log knows it"),
+            Ok(Standing::Behind) => fail(
+                "key database",
+                "older than the log knows it: it was restored from a backup",
+                "start `sunder run`: what was erased since is erased again before anything is served",
+            ),
+            Ok(Standing::Foreign) => fail("key database", StartError::ForeignKeys.to_string(), "see docs/operations.md, section Restore"),
+            Err(error) => failed_start("key database", &error),
+        });
+    }
+    match mirror::noticed(base.keyring.db()).await {
+        Ok(noticed) => entries.extend(noticed.iter().map(restore)),
+        Err(error) => entries.push(fail("restore", crate::telemetry::chain(&error), "see keys.database")),
+    }
     entries
+}
+
+fn restore(noticed: &Noticed) -> Entry {
+    let count = |name: &str| noticed.report.get(name).and_then(serde_json::Value::as_u64).unwrap_or_default();
+    let name = format!("restore of {}", noticed.store);
+    let done = format!(
+        "noticed {}: {} keys destroyed again, {} ledger rows put back",
+        noticed.at.0.to_iso(),
+        count("keys_destroyed"),
+        count("ledger_rows")
+    );
+    ok(&name, done)
 }
 
 async fn stores(base: &Base) -> Vec<Entry> {

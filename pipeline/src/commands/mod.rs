@@ -69,7 +69,7 @@ impl From<StartError> for Failure {
         match error {
             StartError::Config(message) => Self::Use(message),
             StartError::Part { .. } => Self::Failed(error.to_string()),
-            StartError::Drift(_) => Self::NotTrue(error.to_string()),
+            StartError::Drift(_) | StartError::ForeignKeys => Self::NotTrue(error.to_string()),
         }
     }
 }

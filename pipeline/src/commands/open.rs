@@ -36,7 +36,7 @@ pub(super) async fn run(config: Config, args: OpenArgs, output: Output) -> Resul
     let seller = SellerId::parse(&args.seller).map_err(wrong)?;
     let order = OrderId::parse(&args.order).map_err(wrong)?;
     let fields = args.fields.iter().map(|f| f.parse::<FieldGroup>().map_err(wrong)).collect::<Result<Vec<_>, _>>()?;
-    let base = Base::open(config, None).await?;
+    let base = Base::open_settled(config).await?;
     let vault = base.vault().await?;
     let fields = (!fields.is_empty()).then_some(fields.as_slice());
     let opened = open_order(&base, &vault, (&seller, &order), (&args.purpose, args.role.as_deref(), fields)).await?;

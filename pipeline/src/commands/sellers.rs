@@ -32,7 +32,7 @@ pub(super) async fn run(config: Config, command: SellersCommand, output: Output)
                 marketplaces: marketplaces.iter().map(|m| MarketplaceId::parse(m)).collect::<Result<_, _>>().map_err(wrong)?,
                 refresh_token: Some(refresh_token),
             };
-            let base = Base::open(config, None).await?;
+            let base = Base::open_settled(config).await?;
             if readmit {
                 sellers::readmit(&base.keyring, &account.id).await.map_err(|e| Failure::of("sellers add --readmit", &e))?;
             }
@@ -42,7 +42,7 @@ pub(super) async fn run(config: Config, command: SellersCommand, output: Output)
         }
         SellersCommand::Pause { id } => {
             let id = SellerId::parse(&id).map_err(wrong)?;
-            let base = Base::open(config, None).await?;
+            let base = Base::open_settled(config).await?;
             let code = Some("by_operator");
             sellers::set_state(&base.keyring, &id, SellerState::Paused, code).await.map_err(|e| Failure::of("sellers pause", &e))?;
             output.show(&serde_json::json!({ "seller": id, "state": "paused" }), || format!("{id} is paused"));

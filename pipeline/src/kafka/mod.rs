@@ -12,6 +12,7 @@ mod health;
 pub mod heartbeat;
 pub mod incarnation;
 pub mod log;
+mod mirror;
 mod native;
 mod needles;
 pub mod producer;

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
+use sunder_retention::keys::KeyError;
 use sunder_retention::lease::Lease;
+use sunder_retention::mirror;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -102,9 +104,12 @@ pub async fn run(
     lease_task.spawn(async move { lease.run(lease_stopped).await });
 
     let roles_stop = CancellationToken::new();
+    mirrored(&app).await.map_err(|why| StartError::Part { what: "keys.database".to_owned(), why })?;
     let (running, mut tasks) = roles::Roles::start(&app, &options.roles, metrics, &roles_stop).await?;
     let ended = tokio::select! {
         () = stop.cancelled() => Ended::Stopped,
+        () = keep_mirrored(&app, length) => Ended::Stopped,
+        failure = lease_lost(&mut lease_task) => Ended::Failed(failure),
         failure = roles::first_failure(&mut tasks) => Ended::Failed(failure),
         ended = idle::wait(&app, &running, options.until_idle) => ended,
     };
@@ -118,6 +123,9 @@ pub async fn run(
         report.sellers_blocked.extend(blocked.iter().map(ToString::to_string));
         report.sellers_blocked.sort();
         report.sellers_blocked.dedup();
+    }
+    if let Err(error) = mirrored(&app).await {
+        tracing::warn!(error, "the key database was not mirrored; the restore of a backup made in this run may go unnoticed");
     }
     lease_stop.send_replace(true);
     if let Some(Ok(Err(error))) = lease_task.join_next().await {
@@ -133,4 +141,37 @@ pub async fn run(
         (ended, Ok(None)) => ended,
     };
     Ok((ended, report))
+}
+
+/// Raises the key database's generation and mirrors it, so that the restore of any older backup is noticed.
+async fn mirrored(app: &App) -> Result<(), String> {
+    // An embedded broker ends with the process: nobody could ask it.
+    if app.kafka.is_embedded() {
+        return Ok(());
+    }
+    mirror::publish(app.base.keyring.db(), &*app.log).await.map_err(|error| chain(&error))
+}
+
+/// Mirrors the key database once every `period`, for ever: keys are minted without an erasure, and a backup from before is noticed by this.
+async fn keep_mirrored(app: &App, period: Duration) {
+    let mut was_failing = false;
+    loop {
+        tokio::time::sleep(period).await;
+        match mirrored(app).await {
+            Ok(()) => was_failing = false,
+            Err(error) if !was_failing => {
+                was_failing = true;
+                tracing::warn!(error, "the key database could not be mirrored; trying again");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Ends where the lease ends by itself: the database under this process is not the one that it began with.
+async fn lease_lost(lease: &mut JoinSet<Result<(), KeyError>>) -> String {
+    match lease.join_next().await {
+        Some(Ok(Err(error))) => format!("keys.database: {}", chain(&error)),
+        Some(Ok(Ok(())) | Err(_)) | None => "the lease on keys ended without being told to".to_owned(),
+    }
 }

@@ -144,6 +144,7 @@ impl From<KeyError> for CaseError {
             KeyError::Database(error) => Self::Db(error),
             other @ (KeyError::Root(_)
             | KeyError::LeaseLost
+            | KeyError::Restored
             | KeyError::SellerRemoved(_)
             | KeyError::SellerUnknown(_)
             | KeyError::CursorMoved { .. }

@@ -19,7 +19,7 @@ use sunder_schemas::time::{Clock, Timestamp};
 pub(crate) use self::seal::commits;
 pub use self::seal::{Context, DataKey, OpenError};
 pub use self::seller::SellerKeys;
-pub(crate) use self::seller::{fresh, ledger_fingerprint};
+pub(crate) use self::seller::{LostLedger, fresh, ledger_fingerprint};
 use crate::admit::{self, Admission, Candidate};
 use crate::cursor::{self, PageCommit};
 use crate::deadline::Policy;
@@ -45,6 +45,9 @@ pub enum KeyError {
     /// This process has not heard from the key database for longer than its lease: it may not use keys.
     #[error("lease on cached keys ran out")]
     LeaseLost,
+    /// The key database is older than this process has seen it: it was restored from a backup, and this process must start anew.
+    #[error("the key database was restored from a backup under this process: start it again")]
+    Restored,
     /// The seller left; only `sellers add --readmit` reopens it.
     #[error("seller {0} was removed")]
     SellerRemoved(SellerId),
@@ -80,7 +83,12 @@ impl KeyError {
             Self::Database(e) => e.retry,
             Self::Root(RootError::Service { retry, .. }) => *retry,
             Self::LeaseLost | Self::CursorMoved { .. } => true,
-            Self::Root(_) | Self::SellerRemoved(_) | Self::SellerUnknown(_) | Self::Damaged { .. } | Self::NoRandomness => false,
+            Self::Root(_)
+            | Self::Restored
+            | Self::SellerRemoved(_)
+            | Self::SellerUnknown(_)
+            | Self::Damaged { .. }
+            | Self::NoRandomness => false,
         }
     }
 }

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use super::seal::{self, DataKey};
 use super::{KeyError, Keyring};
 use crate::keydb::on;
+use crate::mirror;
 use crate::root::{self, KEY_LEN};
 
 /// What stands under the HMAC of a token for its kind, so that an order and a package of the same id differ. Never changed: tokens are keys.
@@ -36,6 +37,16 @@ pub struct SellerKeys {
     wrapping: LessSafeKey,
     tokens: hmac::Key,
     ledger: hmac::Key,
+    lost: Option<LostLedger>,
+}
+
+/// What a restore lost of a seller's erased ledger: fingerprints under a key that is gone. What could be among them is treated as erased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LostLedger {
+    /// Personal data of orders created by then is dropped.
+    pub(crate) erased_until: Timestamp,
+    /// Orders created by then are withheld.
+    pub(crate) withheld_until: Option<Timestamp>,
 }
 
 impl std::fmt::Debug for SellerKeys {
@@ -79,6 +90,11 @@ impl SellerKeys {
     /// Version of the wrapping key.
     pub(crate) const fn wrapping_version(&self) -> i64 {
         self.wrapping_version
+    }
+
+    /// What a restore lost of its erased ledger.
+    pub(crate) const fn lost(&self) -> Option<LostLedger> {
+        self.lost
     }
 
     /// Wraps a data key for the database.
@@ -188,7 +204,7 @@ pub(crate) async fn load_or_mint(keyring: &Keyring, seller: &SellerId) -> Result
     let fresh = fresh(keyring, seller, 1).await?;
     let Timestamp(now) = keyring.now();
     let mut tx = keyring.db().begin_write().await?;
-    sqlx::query(
+    let done = sqlx::query(
         "INSERT INTO seller (seller, state, generation, wrapping_key, wrapping_version, token_key, ledger_key, created_at, updated_at) \
          VALUES ($1, 'active', 1, $2, 1, $3, $4, $5, $5) ON CONFLICT (seller) DO NOTHING",
     )
@@ -200,6 +216,9 @@ pub(crate) async fn load_or_mint(keyring: &Keyring, seller: &SellerId) -> Result
     .execute(&mut *tx)
     .await
     .map_err(on("add a seller"))?;
+    if done.rows_affected() == 1 {
+        mirror::seller(&mut tx, seller, 1, false).await?;
+    }
     tx.commit().await.map_err(on("add a seller"))?;
     load(keyring, seller).await?.ok_or_else(|| KeyError::SellerUnknown(seller.clone()))
 }
@@ -246,5 +265,20 @@ async fn load(keyring: &Keyring, seller: &SellerId) -> Result<Option<SellerKeys>
         wrapping: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &wrapping).map_err(|_| damaged())?),
         tokens: hmac::Key::new(hmac::HMAC_SHA256, &open(TOKENS, generation, &tokens).await?),
         ledger: hmac::Key::new(hmac::HMAC_SHA256, &open(LEDGER, 1, &ledger).await?),
+        lost: lost_ledger(keyring, seller).await?,
+    }))
+}
+
+async fn lost_ledger(keyring: &Keyring, seller: &SellerId) -> Result<Option<LostLedger>, KeyError> {
+    let failed = on("read a seller's lost ledger");
+    let row = sqlx::query("SELECT erased_until, withheld_until FROM lost_ledger WHERE seller = $1")
+        .bind(seller.as_str().to_owned())
+        .fetch_optional(keyring.db().pool())
+        .await
+        .map_err(&failed)?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(LostLedger {
+        erased_until: Timestamp(row.try_get(0).map_err(&failed)?),
+        withheld_until: row.try_get::<Option<i64>, _>(1).map_err(&failed)?.map(Timestamp),
     }))
 }

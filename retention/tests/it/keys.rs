@@ -98,7 +98,7 @@ async fn erased_stays_erased_known_order_or_not() {
         assert!(again.epoch > destroyed.epoch);
         let records = outbox::waiting(keyring.db(), 100).await.unwrap();
         let count = |topic: &str| records.iter().filter(|r| r.topic == topic).count();
-        assert_eq!((count("privacy.erased"), count("keys.revoked"), count("audit.log")), (2, 1, 2));
+        assert_eq!((count("privacy.erased"), count("keys.revoked"), count("audit.log")), (3, 1, 2));
         assert_eq!(audit::verify(keyring.db()).await.unwrap().rows, 2);
     }
 }

@@ -12,6 +12,7 @@ mod files;
 mod keys;
 mod lease;
 mod read;
+mod restore;
 mod sim;
 mod support;
 mod world;

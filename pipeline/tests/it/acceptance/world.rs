@@ -60,9 +60,20 @@ pub(super) struct Urls {
 impl World {
     /// Starts a simulator and lays out a config for `services`.
     pub(super) async fn start(services: &Services, stores: Stores, sellers: usize, orders: usize, seed: u64, faults: &str) -> Self {
+        Self::growing(services, stores, (sellers, orders, 0), seed, faults).await
+    }
+
+    /// The same, and `later` orders arrive within 30 days.
+    pub(super) async fn growing(
+        services: &Services,
+        stores: Stores,
+        (sellers, orders, later): (usize, usize, usize),
+        seed: u64,
+        faults: &str,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
         let prefix = format!("t{}", uuid::Uuid::new_v4().simple());
-        let simulator = Simulator::start(folder.path(), sellers, orders, seed, faults);
+        let simulator = Simulator::start(folder.path(), (sellers, orders, later), seed, faults);
         let urls = match stores {
             Stores::Sqlite => {
                 let file = |name: &str| format!("sqlite://{}", folder.path().join(name).display());
@@ -208,10 +219,11 @@ pub(super) struct Simulator {
 }
 
 impl Simulator {
-    fn start(folder: &Path, sellers: usize, orders: usize, seed: u64, faults: &str) -> Self {
+    fn start(folder: &Path, (sellers, orders, later): (usize, usize, usize), seed: u64, faults: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_sunder"))
             .args(["simulate", "--json", "--listen", "127.0.0.1:0", "--rate-scale", "100000", "--faults", faults])
             .args(["--sellers", &sellers.to_string(), "--orders", &orders.to_string(), "--seed", &seed.to_string()])
+            .args(["--later-orders", &later.to_string()])
             .arg("--write-config")
             .arg(folder)
             .stdin(Stdio::null())

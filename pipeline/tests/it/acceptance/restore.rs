@@ -1,0 +1,192 @@
+//! A backup of a database is restored: nothing of what was erased since opens, what has its key in the backup opens, and what is younger
+//! is fetched again and sealed anew.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::story::assert_counts;
+use super::world::{Services, Stores, World};
+
+/// An order: its seller and its number.
+type Order = (String, String);
+
+/// A database as it was.
+enum Backup {
+    /// A copy of a SQLite file.
+    File { of: PathBuf, copy: PathBuf },
+    /// A copy on the same PostgreSQL server.
+    Database { server: String, of: String, copy: String },
+}
+
+/// Copies the database at `url`. Nothing of the world may run.
+async fn back_up(services: &Services, world: &World, url: &str) -> Backup {
+    let (head, name) = url.rsplit_once('/').expect("a URL");
+    if head.starts_with("postgres") {
+        let server = services.postgres.clone().expect("SUNDER_TEST_POSTGRES");
+        let backup = Backup::Database { server, of: name.to_owned(), copy: format!("{name}_backup") };
+        backup.copy(false).await;
+        return backup;
+    }
+    let of = PathBuf::from(url.trim_start_matches("sqlite://"));
+    let copy = world.folder.path().join(format!("{name}.backup"));
+    for suffix in SUFFIXES {
+        if with(&of, suffix).exists() {
+            std::fs::copy(with(&of, suffix), with(&copy, suffix)).expect("copied");
+        }
+    }
+    Backup::File { of, copy }
+}
+
+/// The files of a SQLite database.
+const SUFFIXES: [&str; 2] = ["", "-wal"];
+
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    PathBuf::from(format!("{}{suffix}", path.display()))
+}
+
+impl Backup {
+    /// Puts the copy where the database was.
+    async fn restore(&self) {
+        match self {
+            Self::File { of, copy } => {
+                for suffix in ["", "-wal", "-shm"] {
+                    if with(of, suffix).exists() {
+                        std::fs::remove_file(with(of, suffix)).expect("removed");
+                    }
+                }
+                for suffix in SUFFIXES {
+                    if with(copy, suffix).exists() {
+                        std::fs::copy(with(copy, suffix), with(of, suffix)).expect("copied");
+                    }
+                }
+            }
+            Self::Database { .. } => self.copy(true).await,
+        }
+    }
+
+    async fn copy(&self, back: bool) {
+        use sqlx::Connection;
+        let Self::Database { server, of, copy } = self else { return };
+        let (from, to) = if back { (copy, of) } else { (of, copy) };
+        let mut connection = sqlx::PgConnection::connect(server).await.expect("PostgreSQL answers");
+        for sql in [format!("DROP DATABASE IF EXISTS {to} WITH (FORCE)"), format!("CREATE DATABASE {to} TEMPLATE {from}")] {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.expect("copied");
+        }
+    }
+}
+
+/// Every order whose personal data the simulator gives and the config wants.
+async fn orders_of(world: &World) -> BTreeSet<Order> {
+    let text = |value: &Value, name: &str| value[name].as_str().expect("text").to_owned();
+    let personal = world.simulator.personal().await;
+    let wanted = personal.iter().filter(|p| p["allowed"] == true && p["group"] == "recipient_address");
+    wanted.map(|p| (text(p, "seller"), text(p, "order"))).collect()
+}
+
+/// What `sunder open` says of an order.
+fn state(world: &World, (seller, order): &Order) -> String {
+    let args = ["open", "--json", "--seller", seller, "--order", order, "--purpose", "fulfilment", "--role", "shipping"];
+    let opened = world.run(&args);
+    assert!(matches!(opened.code, Some(0 | 3)), "{:#}\n{}", opened.json, opened.log_tail);
+    opened.json["state"].as_str().expect("a state").to_owned()
+}
+
+fn are(world: &World, orders: &[Order], expected: &str) {
+    for order in orders {
+        assert_eq!(state(world, order), expected);
+    }
+}
+
+/// The first `count` of `orders` that open.
+fn readable(world: &World, orders: &BTreeSet<Order>, count: usize) -> Vec<Order> {
+    let found: Vec<Order> = orders.iter().filter(|order| state(world, order) == "readable").take(count).cloned().collect();
+    assert_eq!(found.len(), count, "so many orders open");
+    found
+}
+
+fn erase(world: &World, (seller, order): &Order, reason: &str) -> String {
+    let case = world.run(&["erase", "--seller", seller, "--order", order, "--reason", reason, "--wait", "--json"]).expect(0);
+    assert_eq!(case["state"], "certified", "{case:#}");
+    case["id"].as_str().expect("id").to_owned()
+}
+
+fn check_says(world: &World, name: &str) -> Vec<Value> {
+    let checked = world.run(&["check", "--json"]);
+    let entries = checked.json.as_array().expect("a list").clone();
+    entries.into_iter().filter(|entry| entry["name"] == name).collect()
+}
+
+async fn key_database(stores: Stores, seed: u64) {
+    let Some(services) = Services::from_env() else { return };
+    let mut world = World::growing(&services, stores, (2, 40, 200), seed, "none").await;
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    let known = orders_of(&world).await;
+    let picked = readable(&world, &known, 4);
+    let (kept, gone) = picked.split_at(2);
+    let backup = back_up(&services, &world, &world.urls.keys).await;
+
+    let cases = [erase(&world, &gone[0], "buyer-request"), erase(&world, &gone[1], "amazon-request")];
+    world.simulator.post("/_sim/clock", json!({"advance": "2d"})).await;
+    world.set("SUNDER_CLOCK__OFFSET", "2d");
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    let younger: BTreeSet<Order> = orders_of(&world).await.difference(&known).cloned().collect();
+    let younger = readable(&world, &younger, 3);
+    are(&world, gone, "erased");
+
+    backup.restore().await;
+    let said = check_says(&world, "key database");
+    assert_eq!(said[0]["status"], "fail", "{said:?}");
+    // A read is the first that happens: nothing may be served before the erasures are done again.
+    are(&world, gone, "erased");
+    are(&world, kept, "readable");
+    let said = check_says(&world, "key database");
+    assert_eq!(said[0]["status"], "ok", "{said:?}");
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    are(&world, gone, "erased");
+    are(&world, kept, "readable");
+    are(&world, &younger, "readable");
+    assert_counts_without(&world, 1).await;
+    let said = check_says(&world, "restore of keys");
+    assert_eq!(said.len(), 1, "{said:?}");
+    let detail = said[0]["detail"].as_str().expect("text");
+    let destroyed: u64 = detail.split(": ").nth(1).and_then(|text| text.split(' ').next()).and_then(|n| n.parse().ok()).expect("a number");
+    assert!(destroyed >= 2, "{detail}");
+    for case in cases {
+        assert_eq!(world.run(&["verify", &case, "--json"]).expect(0)["holds"], true, "{case}");
+    }
+}
+
+/// The warehouse holds every order but those that were erased with their business data.
+async fn assert_counts_without(world: &World, erased: u64) {
+    let truth = world.simulator.truth().await;
+    let rows = super::warehouse(world, "SELECT CAST(count(*) AS TEXT) FROM orders").await;
+    let count: u64 = rows[0][0].as_deref().expect("a count").parse().expect("a number");
+    assert_eq!(count + erased, truth["totals"]["orders"].as_u64().expect("a number"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_key_database_opens_nothing_that_was_erased_on_sqlite() {
+    key_database(Stores::Sqlite, 31).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_key_database_opens_nothing_that_was_erased_on_postgresql() {
+    key_database(Stores::Postgres, 32).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_key_database_than_the_logs_own_is_refused() {
+    let Some(services) = Services::from_env() else { return };
+    let mut world = World::start(&services, Stores::Sqlite, 1, 5, 33, "none").await;
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    assert_counts(&world).await;
+    let other = format!("sqlite://{}", world.folder.path().join("other.db").display());
+    world.set("SUNDER_KEYS__DATABASE", &other);
+    let refused = world.run(&["run", "--until-idle", "--json"]);
+    assert_eq!(refused.code, Some(3), "{}", refused.log_tail);
+    assert!(refused.log_tail.contains("another one than the one that wrote this log"), "{}", refused.log_tail);
+    let said = check_says(&world, "key database");
+    assert_eq!(said[0]["status"], "fail", "{said:?}");
+}
