@@ -166,6 +166,100 @@ pub async fn verify(db: &KeyDb) -> Result<Verified, VerifyError> {
     Ok(Verified { rows: seq.unsigned_abs(), head: hex::encode(previous) })
 }
 
+/// A row of the audit log, as `audit.log` keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MirroredRow {
+    /// Its number.
+    pub seq: i64,
+    previous: Vec<u8>,
+    hash: Vec<u8>,
+    at: i64,
+    actor: String,
+    action: String,
+    object: String,
+    outcome: String,
+    detail: String,
+}
+
+impl MirroredRow {
+    /// Reads a record of `audit.log`; `None` where it is none of ours.
+    #[must_use]
+    pub fn read(value: &[u8]) -> Option<Self> {
+        let json: serde_json::Value = serde_json::from_slice(value).ok()?;
+        let text = |pointer: &str| json.pointer(pointer)?.as_str().map(str::to_owned);
+        Some(Self {
+            seq: json.pointer("/metadata/sequence")?.as_i64()?,
+            previous: hex::decode(text("/unmapped/prev_hash")?).ok()?,
+            hash: hex::decode(text("/unmapped/hash")?).ok()?,
+            at: json.pointer("/time")?.as_i64()?,
+            actor: text("/actor/user/name")?,
+            action: text("/action")?,
+            object: text("/object")?,
+            outcome: text("/status")?,
+            detail: json.pointer("/unmapped/detail")?.to_string(),
+        })
+    }
+}
+
+/// The number of the chain's last row.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn last(db: &KeyDb) -> Result<i64, DbError> {
+    let failed = on("read the audit log");
+    sqlx::query("SELECT seq FROM audit_head WHERE id = 1").fetch_one(db.pool()).await.map_err(&failed)?.try_get(0).map_err(&failed)
+}
+
+/// Takes over the rows that follow the chain's end, given in the order of their numbers: after a restore the chain goes on where it
+/// ended on the log. Stops at the first that does not fit. Returns how many were taken.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn take_over(db: &KeyDb, rows: &[MirroredRow]) -> Result<u64, DbError> {
+    let failed = on("take over the audit log");
+    let mut tx = db.begin_write().await?;
+    let head =
+        sqlx::query("UPDATE audit_head SET seq = seq WHERE id = 1 RETURNING seq, hash").fetch_one(&mut *tx).await.map_err(&failed)?;
+    let (mut seq, mut previous): (i64, Vec<u8>) = (head.try_get(0).map_err(&failed)?, head.try_get(1).map_err(&failed)?);
+    let mut taken = 0;
+    for row in rows {
+        // Known already, or delivered twice.
+        if row.seq <= seq {
+            continue;
+        }
+        let hash = hash_of(&previous, row.seq, row.at, &row.actor, &row.action, &row.object, &row.outcome, &row.detail);
+        if row.seq != seq + 1 || row.previous != previous || row.hash != hash {
+            break;
+        }
+        sqlx::query(
+            "INSERT INTO audit_event (seq, prev_hash, hash, at, actor, action, object, outcome, detail) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(row.seq)
+        .bind(previous)
+        .bind(row.hash.clone())
+        .bind(row.at)
+        .bind(row.actor.clone())
+        .bind(row.action.clone())
+        .bind(row.object.clone())
+        .bind(row.outcome.clone())
+        .bind(row.detail.clone())
+        .execute(&mut *tx)
+        .await
+        .map_err(&failed)?;
+        (seq, previous) = (row.seq, row.hash.clone());
+        taken += 1;
+    }
+    sqlx::query("UPDATE audit_head SET seq = $1, hash = $2 WHERE id = 1")
+        .bind(seq)
+        .bind(previous)
+        .execute(&mut *tx)
+        .await
+        .map_err(&failed)?;
+    tx.commit().await.map_err(&failed)?;
+    Ok(taken)
+}
+
 /// SHA-256 over the previous hash and the canonical JSON (keys sorted, no white space) of the row.
 #[expect(clippy::too_many_arguments, reason = "the columns of one row, in order")]
 fn hash_of(previous: &[u8], seq: i64, at: i64, actor: &str, action: &str, object: &str, outcome: &str, detail: &str) -> [u8; 32] {

@@ -39,6 +39,12 @@ pub struct Report {
     pub sellers_removed: Vec<SellerId>,
     /// Sellers whose own keys are lost: not polled until removed and added again.
     pub sellers_lost: Vec<SellerId>,
+    /// Certificates that the backup did not have.
+    pub certificates: u64,
+    /// Cases that were asked for after the backup and are opened again.
+    pub cases_opened: u64,
+    /// Audit rows that the backup did not have.
+    pub audit_rows: u64,
     /// When each cursor had its version at the restore: what was lost is counted once all of active sellers have moved on.
     pub cursors: Vec<(SellerId, String, i64)>,
 }
@@ -233,6 +239,13 @@ impl<'a> Restore<'a> {
         Ok(())
     }
 
+    /// Notes what was taken over beside keys and ledger.
+    pub const fn took(&mut self, certificates: u64, cases_opened: u64, audit_rows: u64) {
+        self.report.certificates = certificates;
+        self.report.cases_opened = cases_opened;
+        self.report.audit_rows = audit_rows;
+    }
+
     /// Ends it: raises ledger epoch and generation beyond what the log has seen, so that every process learns what was destroyed, and
     /// makes the keys leave the database's files. Mirror the generation afterwards.
     ///
@@ -275,7 +288,8 @@ impl<'a> Restore<'a> {
             detail: json!({
                 "from": self.report.from, "to": self.report.to, "keys_destroyed": self.report.keys_destroyed,
                 "ledger_rows": self.report.ledger_rows, "sellers_removed": self.report.sellers_removed,
-                "sellers_lost": self.report.sellers_lost,
+                "sellers_lost": self.report.sellers_lost, "certificates": self.report.certificates,
+                "cases_opened": self.report.cases_opened, "audit_rows": self.report.audit_rows,
             }),
         };
         audit::append(&mut tx, now, &event).await?;

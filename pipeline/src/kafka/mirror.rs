@@ -64,6 +64,23 @@ impl Kafka {
         each(batch)
     }
 
+    /// Gives key and value of every record of `topic`, which has one partition, that has both to `each`. Blocks.
+    ///
+    /// # Errors
+    /// [`KafkaError`], or what `each` returned.
+    pub fn whole_topic_blocking(
+        &self,
+        topic: Topic,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), KafkaError>,
+    ) -> Result<(), KafkaError> {
+        let range = self.whole_blocking(&self.topic(topic), PARTITION)?;
+        self.read_blocking(std::slice::from_ref(&range), |record| match record.value {
+            Some(value) if !record.is_own() => each(record.key.unwrap_or_default(), value),
+            _ => Ok(()),
+        })?;
+        Ok(())
+    }
+
     fn read_mirror(
         &self,
         topic: &str,

@@ -283,24 +283,45 @@ pub(super) async fn issue(
     statement: &Statement,
     signer: &NoteSigner,
 ) -> Result<Issued, CaseError> {
-    let failed = on("append to the certificate log");
-    // The head's row is the lock: SQLite's writer has the database, PostgreSQL's waits here for the one before.
-    sqlx::query("UPDATE certificate_head SET size = size WHERE id = 1").execute(&mut **tx).await.map_err(&failed)?;
-    let row = sqlx::query("SELECT size FROM certificate_head WHERE id = 1").fetch_one(&mut **tx).await.map_err(&failed)?;
-    let leaf: i64 = row.try_get(0).map_err(&failed)?;
-    let leaf = u64::try_from(leaf).map_err(|_| DbError::fixed("append to the certificate log", "bad_size"))?;
+    lock_log(tx).await?;
     let taken = sqlx::query("SELECT leaf FROM certificate_leaf WHERE case_id = $1")
         .bind(case.record().id.as_str().to_owned())
         .fetch_optional(&mut **tx)
         .await
-        .map_err(&failed)?;
+        .map_err(on("append to the certificate log"))?;
     if taken.is_some() {
         // Its event was committed with it: another process certified the case meanwhile.
         return Err(CaseError::Contended);
     }
     let note = text(statement.sign(signer)?)?;
-    let text_bytes = statement.to_text()?;
-    let hashes = Lookup::run(db, tx, |reader| tlog::stored_hashes(leaf, &text_bytes, reader)).await?;
+    let sign = |size, root| text(signer.sign_head(size, root)?);
+    let (leaf, head) = append_leaf(db, tx, &case.record().id, &note, &statement.to_text()?, sign).await?;
+    Ok(Issued { leaf, note, head })
+}
+
+/// Locks the certificate log until `tx` ends and returns how many leaves it has.
+pub(super) async fn lock_log(tx: &mut Write) -> Result<u64, CaseError> {
+    let failed = on("append to the certificate log");
+    // The head's row is the lock: SQLite's writer has the database, PostgreSQL's waits here for the one before.
+    sqlx::query("UPDATE certificate_head SET size = size WHERE id = 1").execute(&mut **tx).await.map_err(&failed)?;
+    let row = sqlx::query("SELECT size FROM certificate_head WHERE id = 1").fetch_one(&mut **tx).await.map_err(&failed)?;
+    let size: i64 = row.try_get(0).map_err(&failed)?;
+    Ok(u64::try_from(size).map_err(|_| DbError::fixed("append to the certificate log", "bad_size"))?)
+}
+
+/// Appends the leaf of `note`, whose text is `signed_text`, to the log that [`lock_log`] locked; `head` gives the signed head of so many
+/// leaves with that root. Returns the leaf's number and the head.
+pub(super) async fn append_leaf(
+    db: &KeyDb,
+    tx: &mut Write,
+    case: &CaseId,
+    note: &str,
+    signed_text: &[u8],
+    head: impl FnOnce(u64, Hash) -> Result<String, CaseError>,
+) -> Result<(u64, String), CaseError> {
+    let failed = on("append to the certificate log");
+    let leaf = lock_log(tx).await?;
+    let hashes = Lookup::run(db, tx, |reader| tlog::stored_hashes(leaf, signed_text, reader)).await?;
     for (position, hash) in (tlog::stored_hash_index(0, leaf)..).zip(&hashes) {
         sqlx::query("INSERT INTO certificate_hash (position, hash) VALUES ($1, $2)")
             .bind(signed(position)?)
@@ -312,12 +333,12 @@ pub(super) async fn issue(
     let size = leaf + 1;
     let root = Lookup::run(db, tx, |reader| tlog::tree_hash(size, reader)).await?;
     let path = Lookup::run(db, tx, |reader| tlog::prove_record(size, leaf, reader)).await?;
-    let head = text(signer.sign_head(size, root)?)?;
+    let head = head(size, root)?;
     let proof = text(note::proof_file(leaf, &path, head.as_bytes()))?;
     sqlx::query("INSERT INTO certificate_leaf (leaf, case_id, note, proof) VALUES ($1, $2, $3, $4)")
         .bind(signed(leaf)?)
-        .bind(case.record().id.as_str().to_owned())
-        .bind(note.clone())
+        .bind(case.as_str().to_owned())
+        .bind(note.to_owned())
         .bind(proof)
         .execute(&mut **tx)
         .await
@@ -328,7 +349,7 @@ pub(super) async fn issue(
         .execute(&mut **tx)
         .await
         .map_err(&failed)?;
-    Ok(Issued { leaf, note, head })
+    Ok((leaf, head))
 }
 
 fn text(bytes: Vec<u8>) -> Result<String, CaseError> {

@@ -19,6 +19,7 @@ use super::certify::About;
 use super::keys::Keys;
 use super::machine::{Event, LOOK_AGAIN, Progress, State, Step};
 use super::probe::{Moment, Probe};
+use super::restore;
 use super::scope::{self, EraseRequest, Listed, Plan, Reason, Scope};
 use super::store::{self, Record};
 use crate::keydb::{KeyDb, Write, on};
@@ -251,11 +252,9 @@ impl Engine {
         });
         let event = self.event(&[], Step::Requested, evidence);
         self.append(&mut tx, &record, &event).await?;
-        let request = json!({
-            "case": record.id, "seller": record.seller, "reason": record.reason, "extent": record.extent,
-            "opened_at": record.opened_at.to_iso(), "due_at": record.due_at.to_iso(),
-        });
-        enqueue(&mut tx, "privacy.requests", record.id.as_str(), &request).await?;
+        for (key, request) in restore::request_records(&record, subjects) {
+            enqueue(&mut tx, "privacy.requests", &key, &request).await?;
+        }
         self.reach(&record.id, "open", Moment::Within("written")).await;
         tx.commit().await.map_err(on("open a case"))?;
         self.reach(&record.id, "open", Moment::After).await;

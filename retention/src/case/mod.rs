@@ -11,6 +11,7 @@ pub mod keys;
 pub mod machine;
 mod pass;
 pub mod probe;
+pub mod restore;
 mod scope;
 mod steps;
 mod store;

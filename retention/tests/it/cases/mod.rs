@@ -2,6 +2,7 @@
 
 mod crash;
 mod pass;
+mod restored;
 
 use sunder_retention::case::{self, EraseRequest, Progress, Reason, Scope, State};
 use sunder_retention::keys::KeyError;
