@@ -23,6 +23,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) async fn run(config: Config, args: EraseArgs, output: Output) -> Result<u8, Failure> {
     let request = request(&args)?;
     let app = Arc::new(App::open(Base::open(config, None).await?).await?);
+    super::must_be_known(&app.base, &request.seller).await?;
     if args.dry_run {
         let plan = app.engine.dry_run(&request).await.map_err(|e| Failure::of("erase", &e))?;
         output.show(&plan, || show_plan(&plan));

@@ -12,8 +12,10 @@ mod sellers;
 mod topics;
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use sunder_retention::sellers as sellers_register;
+use sunder_schemas::ids::SellerId;
 
-use crate::app::StartError;
+use crate::app::{Base, StartError};
 use crate::cli::{AuditCommand, CertificateCommand, Cli, Command, DONE, FAILED, NOT_TRUE, WRONG_USE};
 use crate::config::{Config, ConfigError};
 use crate::output::Output;
@@ -50,6 +52,13 @@ impl Failure {
     pub fn of(what: &str, error: &(dyn std::error::Error + 'static)) -> Self {
         Self::Failed(format!("{what}: {}", crate::telemetry::chain(error)))
     }
+}
+
+/// Refuses a seller that neither the config nor the register names: a mistyped id must not end in a certificate that nothing was held.
+async fn must_be_known(base: &Base, seller: &SellerId) -> Result<(), Failure> {
+    let is_known = base.config.seller.iter().any(|known| known.id == *seller)
+        || sellers_register::state(base.keyring.db(), seller).await.map_err(|e| Failure::of("sellers", &e))?.is_some();
+    if is_known { Ok(()) } else { Err(Failure::Use(format!("seller {seller} is not known: `sunder sellers list`"))) }
 }
 
 /// Runs the command and gives the exit code; a failure is said on standard error.

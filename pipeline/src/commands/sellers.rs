@@ -50,10 +50,7 @@ pub(super) async fn run(config: Config, command: SellersCommand, output: Output)
         SellersCommand::Remove { id } => {
             let id = SellerId::parse(&id).map_err(wrong)?;
             let app = App::open(Base::open(config, None).await?).await?;
-            let known = sellers::state(app.base.keyring.db(), &id).await.map_err(|e| Failure::of("sellers remove", &e))?;
-            if known.is_none() {
-                return Err(Failure::Use(format!("seller {id} is not known")));
-            }
+            super::must_be_known(&app.base, &id).await?;
             let request = EraseRequest {
                 seller: id.clone(),
                 scope: Scope::All,

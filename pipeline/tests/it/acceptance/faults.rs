@@ -266,17 +266,17 @@ impl Running {
         }
     }
 
-    /// The share of a core that it takes over `period`.
-    async fn cpu_share(&self, period: Duration) -> f64 {
+    /// How much of a core it takes over `period`, in percent.
+    async fn cpu_percent(&self, period: Duration) -> u128 {
         let ticks = || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
             // After the name in brackets: user and system time are fields 14 and 15 of proc_pid_stat(5), in hundredths of a second.
             let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
-            fields[11].parse::<f64>().expect("ticks") + fields[12].parse::<f64>().expect("ticks")
+            fields[11].parse::<u128>().expect("ticks") + fields[12].parse::<u128>().expect("ticks")
         };
         let (before, started) = (ticks(), Instant::now());
         tokio::time::sleep(period).await;
-        (ticks() - before) / 100.0 / started.elapsed().as_secs_f64()
+        (ticks() - before) * 1_000 / started.elapsed().as_millis()
     }
 
     /// SIGTERM: it drains and ends with 0 and its report.
@@ -310,8 +310,8 @@ async fn kafka_lost_during_a_run_is_waited_for_and_nothing_is_lost() {
     let running = Running::start(&world).await;
     door.shut();
     running.until(503, "kafka.bootstrap").await;
-    let busy = running.cpu_share(Duration::from_secs(5)).await;
-    assert!(busy < 0.4, "{busy} of a core while Kafka is away: it should wait, not knock without end");
+    let busy = running.cpu_percent(Duration::from_secs(5)).await;
+    assert!(busy < 40, "{busy} % of a core while Kafka is away: it should wait, not knock without end");
     door.open();
     running.until(200, "ok").await;
     running.stop();

@@ -6,6 +6,7 @@ mod extent;
 mod faults;
 mod kills;
 mod leaks;
+mod register;
 mod restore;
 mod story;
 mod world;
