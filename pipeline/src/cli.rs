@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sunder_schemas::time::Period;
 
 /// Exit code: done.
 pub const DONE: u8 = 0;
@@ -259,9 +260,12 @@ pub struct EraseArgs {
     /// Only show what would go.
     #[arg(long)]
     pub dry_run: bool,
-    /// Follow the case to its certificate.
+    /// Follow the case to its certificate; exit 3 where it is blocked for 20 s, or not certified within --wait-limit.
     #[arg(long)]
     pub wait: bool,
+    /// How long --wait waits; the case goes on afterwards. Removal within the topics' bound takes about 6 h under the production profile.
+    #[arg(long, default_value = "12h", value_name = "PERIOD")]
+    pub wait_limit: Period,
 }
 
 /// `sunder certificate`

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use sunder::cli::Cli;
+use sunder::cli::{Cli, WRONG_USE};
+use sunder::output::Output;
 use sunder::{commands, telemetry};
 
 /// A record is some tens of small pieces that live for a batch; in the benches this allocator took a quarter off a record's cost.
@@ -11,8 +12,24 @@ use sunder::{commands, telemetry};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Says on standard error what is wrong with the command line, or prints the help that was asked for on standard output.
+fn wrong_use(wrong: &clap::Error) -> ExitCode {
+    // Where the terminal or pipe is gone there is nobody to tell.
+    _ = wrong.print();
+    if !wrong.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    // The words could not be read, so this one is looked for as it stands. What was typed may be personal and is not repeated.
+    let json = std::env::args_os().any(|word| word == "--json");
+    Output { json }.fail(WRONG_USE, "the command line cannot be used: standard error says why");
+    ExitCode::from(WRONG_USE)
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(wrong) => return wrong_use(&wrong),
+    };
     let metrics = telemetry::install(if cli.command.tells_a_story() { telemetry::QUIET_FILTER } else { telemetry::FILTER });
     // A second provider could only have been installed by this line running twice.
     if rustls::crypto::ring::default_provider().install_default().is_err() {

@@ -55,6 +55,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (120, include_str!("../migrations/0120_mirror.sql")),
     (201, include_str!("../migrations/0201_case.sql")),
     (130, include_str!("../migrations/0130_control_planted.sql")),
+    (202, include_str!("../migrations/0202_case_block.sql")),
 ];
 
 /// An error of the key database: what was tried and a code; never the database's own text, which quotes values.

@@ -57,6 +57,15 @@ pub enum Extent {
     WithBusinessData,
 }
 
+/// A setting that is not as declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drifted {
+    /// Topic, setting, what it is and what is declared, on one line.
+    pub what: String,
+    /// Whether it is as [`EventLog::roll`] sets it for the time it runs: no drift while a case has a roll under way.
+    pub is_lowered: bool,
+}
+
 /// The control a store plants and must find again, or its scan is void: a block sealed under a key made for the case.
 #[derive(Debug, Clone)]
 pub struct Control {
@@ -251,11 +260,11 @@ pub trait EventLog: Send + Sync {
     /// How long a producer may hold a record that is not acknowledged (`message.timeout.ms`).
     fn message_timeout(&self) -> std::time::Duration;
 
-    /// Drift of declared topic settings, one line each; empty where all is as declared. Drift stops certification.
+    /// Drift of declared topic settings; empty where all is as declared. Drift stops certification.
     ///
     /// # Errors
     /// [`StoreError`]: unknown counts as drift.
-    async fn drift(&self) -> Result<Vec<String>, StoreError>;
+    async fn drift(&self) -> Result<Vec<Drifted>, StoreError>;
 
     /// Whether deletion is physical here. The embedded broker answers `false`: the certificate then claims no physical proof.
     fn is_durable(&self) -> bool;

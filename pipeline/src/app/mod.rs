@@ -27,7 +27,7 @@ use crate::cli::Role;
 use crate::config::{Config, Environment, SecretRef, Store};
 use crate::kafka::admin::{Entry, Status};
 use crate::kafka::log::KafkaLog;
-use crate::kafka::roll::ROLLED_SETTINGS;
+use crate::kafka::roll::is_lowered;
 use crate::kafka::{Kafka, KafkaError};
 use crate::registry::{BuiltIn, HttpRegistry, Registry, Schemas};
 
@@ -237,7 +237,7 @@ async fn ensure_topics(base: &Base, kafka: &Kafka) -> Result<(), StartError> {
     let is_rolling = is_rolling(base, kafka).await?;
     let mut states = kafka.diff_topics().await.map_err(failed)?;
     if is_rolling {
-        states.iter_mut().for_each(|state| state.drift.retain(|drift| !ROLLED_SETTINGS.contains(&drift.setting.as_str())));
+        states.iter_mut().for_each(|state| state.drift.retain(|drift| !is_lowered(drift)));
     }
     let is_missing = |state: &crate::kafka::admin::TopicState| state.drift.iter().any(|drift| drift.setting == "topic");
     let drifted: Vec<Entry> = states.iter().filter(|s| !is_missing(s)).map(crate::kafka::admin::TopicState::entry).collect();

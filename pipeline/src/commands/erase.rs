@@ -1,23 +1,17 @@
 //! `sunder erase`
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use sunder_retention::case::{self, EraseRequest, Plan, Reason, Scope, State};
-use sunder_retention::lease;
-use sunder_schemas::ids::{CaseId, OrderId, SellerId};
-use tokio_util::sync::CancellationToken;
+use sunder_schemas::ids::{OrderId, SellerId};
 
 use super::Failure;
 use super::cases::show_one;
+use super::follow::follow;
 use crate::app::{App, Base};
-use crate::cli::{DONE, EraseArgs, NOT_TRUE, Role};
+use crate::cli::{DONE, EraseArgs};
 use crate::config::Config;
 use crate::output::Output;
-use crate::run::{self, Ended, RunOptions};
-
-/// Between two looks at a case that other processes work.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Opens a case, and follows it where asked.
 pub(super) async fn run(config: Config, args: EraseArgs, output: Output) -> Result<u8, Failure> {
@@ -30,12 +24,18 @@ pub(super) async fn run(config: Config, args: EraseArgs, output: Output) -> Resu
         return Ok(DONE);
     }
     let id = app.engine.request(&request).await.map_err(|e| Failure::of("erase", &e))?;
-    if args.wait {
-        follow(&app, &id).await?;
-    }
-    let shown = case::show(app.base.keyring.db(), &id).await.map_err(|e| Failure::of("cases", &e))?;
+    let shown = if args.wait {
+        follow(&app, &id, args.wait_limit.to_std(), output).await?
+    } else {
+        case::show(app.base.keyring.db(), &id).await.map_err(|e| Failure::of("cases", &e))?
+    };
     output.show(&shown, || show_one(&shown));
-    Ok(if args.wait && shown.state != State::Certified { NOT_TRUE } else { DONE })
+    if !args.wait || shown.state == State::Certified {
+        return Ok(DONE);
+    }
+    let why = shown.blocked_by.as_deref().unwrap_or("it is under way");
+    let how = if shown.blocked { "is blocked until somebody mends this" } else { "is not certified yet" };
+    Err(Failure::NotTrue(format!("{id} {how}: {why}. It goes on by itself while a process runs `retain`; see `sunder cases {id}`")))
 }
 
 fn request(args: &EraseArgs) -> Result<EraseRequest, Failure> {
@@ -63,27 +63,4 @@ fn show_plan(plan: &Plan) -> String {
         plan.stores.join(", "),
         plan.due_at
     )
-}
-
-/// Waits until the case is certified or stays blocked. Where no process runs the `retain` role, this one works the case itself, with
-/// the splitter and the sinks that it needs.
-async fn follow(app: &Arc<App>, id: &CaseId) -> Result<(), Failure> {
-    let others = lease::live_with_role(app.base.keyring.db(), Role::Retain.as_str()).await.map_err(|e| Failure::of("erase", &e))?;
-    if others == 0 {
-        let options = RunOptions { roles: vec![Role::Split, Role::Sink, Role::Retain], until_idle: true };
-        return match run::run(Arc::clone(app), options, None, CancellationToken::new()).await?.0 {
-            Ended::Failed(why) => Err(Failure::Failed(why)),
-            Ended::Idle | Ended::Stopped | Ended::Blocked(_) => Ok(()),
-        };
-    }
-    let progress = indicatif::ProgressBar::new_spinner();
-    loop {
-        let shown = case::show(app.base.keyring.db(), id).await.map_err(|e| Failure::of("cases", &e))?;
-        progress.set_message(format!("{}: {} {}", shown.id, shown.state, shown.blocked_by.as_deref().unwrap_or_default()));
-        progress.tick();
-        if shown.state == State::Certified {
-            return Ok(());
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
 }

@@ -6,6 +6,7 @@ pub(crate) mod certificate;
 mod check;
 mod config;
 mod erase;
+mod follow;
 pub(crate) mod open;
 mod run;
 mod sellers;
@@ -61,16 +62,24 @@ async fn must_be_known(base: &Base, seller: &SellerId) -> Result<(), Failure> {
     if is_known { Ok(()) } else { Err(Failure::Use(format!("seller {seller} is not known: `sunder sellers list`"))) }
 }
 
-/// Runs the command and gives the exit code; a failure is said on standard error.
+/// Runs the command and gives the exit code; a failure is said on standard error, and with `--json` in the one document as well.
 #[expect(clippy::print_stderr, reason = "the last word of a failed command is for the person who called it")]
 pub async fn run(cli: Cli, metrics: PrometheusHandle) -> u8 {
-    match dispatch(cli, metrics).await {
+    let output = Output { json: cli.json };
+    let code = match dispatch(cli, metrics).await {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("sunder: {failure}");
+            let text = failure.to_string();
+            eprintln!("sunder: {text}");
+            output.fail(failure.code(), &text);
             failure.code()
         }
+    };
+    if code != FAILED && crate::output::was_lost() {
+        eprintln!("sunder: the result could not be written to standard output");
+        return FAILED;
     }
+    code
 }
 
 impl From<StartError> for Failure {
@@ -97,7 +106,7 @@ async fn dispatch(cli: Cli, metrics: PrometheusHandle) -> Result<u8, Failure> {
         Command::Demo(args) => Box::pin(crate::demo::run(args, output)).await,
         Command::Run(args) => Box::pin(run::run(load()?, args, metrics, output)).await,
         Command::Simulate(args) => {
-            let stop = run::stop_on_signals()?;
+            let stop = run::stop_on_signals(output)?;
             let served = crate::simulator::run(args, cli.json, stop.cancelled_owned()).await;
             served.map(|()| DONE).map_err(|error| Failure::of("simulate", &error))
         }

@@ -13,11 +13,22 @@ use crate::config::Config;
 use crate::output::Output;
 use crate::run::{self, Ended, RunOptions, RunReport};
 
+const SECOND_SIGNAL: &str = "second signal: ending without draining; what was in flight is read again at the next start";
+
 /// Runs the roles until a signal or until idle.
 pub(super) async fn run(config: Config, args: RunArgs, metrics: PrometheusHandle, output: Output) -> Result<u8, Failure> {
     let roles = if args.roles.is_empty() { Role::ALL.to_vec() } else { args.roles };
-    let stop = stop_on_signals()?;
-    let app = Arc::new(App::open(Base::open(config, None).await?).await?);
+    let stop = stop_on_signals(output)?;
+    let open = async { Ok::<_, Failure>(Arc::new(App::open(Base::open(config, None).await?).await?)) };
+    let app = tokio::select! {
+        app = open => app?,
+        // Nothing was begun: a start that waits for a neighbour need not be waited for.
+        () = stop.cancelled() => {
+            let report = RunReport::default();
+            output.show(&report, || text(&report));
+            return Ok(DONE);
+        }
+    };
     let options = RunOptions { roles, until_idle: args.until_idle };
     let (ended, report) = run::run(app, options, Some(metrics), stop).await?;
     output.show(&report, || text(&report));
@@ -43,7 +54,7 @@ fn text(report: &RunReport) -> String {
 }
 
 /// A token that SIGTERM or SIGINT cancels; a second signal ends the process at once with exit code 1.
-pub(super) fn stop_on_signals() -> Result<CancellationToken, Failure> {
+pub(super) fn stop_on_signals(output: Output) -> Result<CancellationToken, Failure> {
     let failed = |error: std::io::Error| Failure::Failed(format!("signals cannot be handled: {}", error.kind()));
     let (mut term, mut int) = (signal(SignalKind::terminate()).map_err(failed)?, signal(SignalKind::interrupt()).map_err(failed)?);
     let stop = CancellationToken::new();
@@ -53,7 +64,8 @@ pub(super) fn stop_on_signals() -> Result<CancellationToken, Failure> {
         loop {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
             if cancel.is_cancelled() {
-                tracing::error!("second signal: ending without draining; what was in flight is read again at the next start");
+                tracing::error!("{SECOND_SIGNAL}");
+                output.fail(crate::cli::FAILED, SECOND_SIGNAL);
                 std::process::exit(i32::from(crate::cli::FAILED));
             }
             tracing::info!("stopping; a second signal ends at once");

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset as ClientOffset, TopicPartitionList};
 use sunder_schemas::ids::{Offset, Partition};
 
 use crate::kafka::Kafka;
 use crate::kafka::error::{KafkaError, code_of};
-use crate::kafka::health::{Health, client_log};
+use crate::kafka::health::{Appends, Health, client_log};
 use crate::kafka::reader::is_passing;
 use crate::kafka::record::Record;
 
@@ -41,6 +42,13 @@ pub enum Rebalanced {
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 /// After the first record of a batch: how long to wait for the next before the batch is given.
 const GATHER_WAIT: Duration = Duration::from_millis(5);
+
+/// On the embedded broker: quiet for this long and not behind, a consumer rests. Chosen: longer than the gaps in a busy stream.
+const REST_AFTER: Duration = Duration::from_millis(5);
+/// While it rests: how often it looks whether something was appended. Chosen: latency that nobody sees, at no cost.
+const REST_LOOK: Duration = Duration::from_millis(10);
+/// While it rests: after this long it looks at the log's ends in any case, since a client of another process may have appended.
+const REST_MAX: Duration = Duration::from_secs(1);
 
 struct GroupState {
     /// Next offset to read of each partition that is ours.
@@ -163,6 +171,17 @@ impl ConsumerContext for GroupContext {
 pub struct GroupConsumer {
     consumer: BaseConsumer<GroupContext>,
     group: String,
+    rest: Option<Mutex<Rest>>,
+}
+
+/// The embedded broker answers a fetch at once also where it has nothing, and librdkafka then asks again at once: idle consumers would
+/// keep a core busy. So where nothing comes, the partitions are paused until something was appended.
+struct Rest {
+    appends: Appends,
+    /// When nothing came for the first time since something did.
+    quiet_since: Option<Instant>,
+    /// While the partitions are paused: when the log's ends were looked at, and how much had been appended by then.
+    resting: Option<(Instant, u64)>,
 }
 
 impl GroupConsumer {
@@ -187,7 +206,8 @@ impl GroupConsumer {
         let consumer: BaseConsumer<GroupContext> =
             options.create_with_context(context).map_err(|error| KafkaError::call(format!("join {group}"), &error))?;
         consumer.subscribe(topics).map_err(|error| KafkaError::call(format!("subscribe as {group}"), &error))?;
-        Ok(Self { consumer, group: group.to_owned() })
+        let rest = kafka.health().appends().map(|appends| Mutex::new(Rest { appends: appends.clone(), quiet_since: None, resting: None }));
+        Ok(Self { consumer, group: group.to_owned(), rest })
     }
 
     /// Gives up to `records_max` records to `each` and returns how many: waits up to `wait_max` for the first, then takes what
@@ -212,7 +232,7 @@ impl GroupConsumer {
         while count < records_max {
             let left = give_back_at.saturating_duration_since(Instant::now());
             let wait = if count == 0 { left } else { left.min(GATHER_WAIT) };
-            match self.consumer.poll(wait) {
+            match self.poll(wait) {
                 Some(Ok(message)) => {
                     context.health.answered();
                     let record = Record::of(&message);
@@ -245,6 +265,47 @@ impl GroupConsumer {
             return Err(error);
         }
         Ok(count)
+    }
+
+    /// The next record or event within `wait`, or sooner nothing: see [`Rest`].
+    fn poll(&self, wait: Duration) -> Option<Result<BorrowedMessage<'_>, ClientError>> {
+        let Some(rest) = &self.rest else { return self.consumer.poll(wait) };
+        let mut rest = rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let appended = rest.appends.count();
+        if let Some((looked_at, before)) = rest.resting {
+            let polled = self.consumer.poll(wait.min(REST_LOOK));
+            let is_due = appended != before || looked_at.elapsed() >= REST_MAX;
+            if polled.is_some() || !self.consumer.context().lock().changes.is_empty() || (is_due && self.is_behind()) {
+                // Where it cannot be resumed it is tried again at the next look.
+                rest.quiet_since = None;
+                rest.resting = rest.resting.filter(|_| !self.pause(false));
+            } else if is_due {
+                rest.resting = Some((Instant::now(), appended));
+            }
+            return polled;
+        }
+        let polled = self.consumer.poll(wait.min(REST_AFTER));
+        if polled.is_some() {
+            rest.quiet_since = None;
+        } else if rest.quiet_since.get_or_insert_with(Instant::now).elapsed() >= REST_AFTER && !self.is_behind() {
+            self.pause(true);
+            rest.resting = Some((Instant::now(), appended));
+        }
+        polled
+    }
+
+    /// Whether the log has more than was given.
+    fn is_behind(&self) -> bool {
+        self.lag().map_or(true, |lag| lag.iter().any(|(_, records)| *records > 0))
+    }
+
+    /// Has the client stop or go on fetching; returns whether it does.
+    fn pause(&self, stop: bool) -> bool {
+        let done = self.consumer.assignment().and_then(|ours| if stop { self.consumer.pause(&ours) } else { self.consumer.resume(&ours) });
+        if let Err(error) = &done {
+            tracing::debug!(code = code_of(error), "an idle consumer could not be paused or resumed");
+        }
+        done.is_ok()
     }
 
     /// Notes the position after `record`; the shared map is touched only where the partition changes.

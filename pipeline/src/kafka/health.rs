@@ -1,7 +1,7 @@
 //! Whether Kafka answers, as the clients of this process see it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -11,26 +11,53 @@ use crate::kafka::error::code_of;
 
 /// Shared by all clients of one [`super::Kafka`]: down once a client has lost every broker, up again with the next answer.
 #[derive(Debug, Clone)]
-pub(crate) struct Health(Arc<AtomicBool>);
+pub(crate) struct Health {
+    is_up: Arc<AtomicBool>,
+    appends: Option<Appends>,
+}
+
+/// How many records this process had acknowledged by the embedded broker: nobody else writes to it, so while it stands still there is
+/// nothing new to read.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Appends(Arc<AtomicU64>);
+
+impl Appends {
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
 
 impl Health {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
+    pub(crate) fn new(is_embedded: bool) -> Self {
+        Self { is_up: Arc::new(AtomicBool::new(true)), appends: is_embedded.then(Appends::default) }
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.is_up.load(Ordering::Relaxed)
+    }
+
+    /// What was appended to the embedded broker; `None` for any other, which others write to as well.
+    pub(crate) fn appends(&self) -> Option<&Appends> {
+        self.appends.as_ref()
+    }
+
+    /// A record was acknowledged.
+    pub(crate) fn appended(&self) {
+        if let Some(Appends(count)) = &self.appends {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+        self.answered();
     }
 
     pub(crate) fn answered(&self) {
         // Read first: the flag is shared by all threads and nearly always set already.
-        if !self.is_up() && !self.0.swap(true, Ordering::Relaxed) {
+        if !self.is_up() && !self.is_up.swap(true, Ordering::Relaxed) {
             tracing::info!("kafka answers again");
         }
     }
 
     pub(crate) fn lost(&self, code: &str) {
-        if self.0.swap(false, Ordering::Relaxed) {
+        if self.is_up.swap(false, Ordering::Relaxed) {
             tracing::warn!(code, "kafka does not answer; trying again until it does");
         }
     }

@@ -7,15 +7,16 @@ use async_trait::async_trait;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::{Value, json};
-use sunder_retention::store::{EventLog, Extent, Mark, OutboxRecord, StoreError, Subject};
+use sunder_retention::store::{Drifted, EventLog, Extent, Mark, OutboxRecord, StoreError, Subject};
 use sunder_schemas::class::{Family, FieldGroup, Kind};
 use sunder_schemas::ids::{EntityToken, Offset, Partition, SellerId};
 use sunder_schemas::key;
 use sunder_schemas::topic::Topic;
 
+use crate::kafka::admin::Drift;
 use crate::kafka::error::KafkaError;
 use crate::kafka::health::PlainContext;
-use crate::kafka::roll::rolled;
+use crate::kafka::roll::{is_lowered, rolled};
 use crate::kafka::{Batch, Kafka, OutRecord, blocking};
 
 /// Header of records written for a case.
@@ -257,9 +258,10 @@ impl EventLog for KafkaLog {
         self.kafka.producer().message_timeout()
     }
 
-    async fn drift(&self) -> Result<Vec<String>, StoreError> {
+    async fn drift(&self) -> Result<Vec<Drifted>, StoreError> {
         let states = self.kafka.diff_topics().await?;
-        Ok(states.iter().flat_map(|state| state.drift.iter().map(move |drift| format!("{}: {drift}", state.name))).collect())
+        let drifted = |name: &str, drift: &Drift| Drifted { what: format!("{name}: {drift}"), is_lowered: is_lowered(drift) };
+        Ok(states.iter().flat_map(|state| state.drift.iter().map(move |drift| drifted(&state.name, drift))).collect())
     }
 
     fn is_durable(&self) -> bool {

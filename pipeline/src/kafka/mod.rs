@@ -81,7 +81,7 @@ impl Kafka {
             Broker::Address(address) => address.clone(),
             Broker::Embedded => embedded::start()?,
         };
-        let health = Health::new();
+        let health = Health::new(settings.broker == Broker::Embedded);
         let admin: AdminClient<PlainContext> = settings
             .client(&address)
             .create_with_context(PlainContext(health.clone()))

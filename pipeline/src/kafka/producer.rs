@@ -101,8 +101,8 @@ impl ProducerContext for Deliveries {
     fn delivery(&self, result: &DeliveryResult<'_>, batch: Arc<BatchState>) {
         match result {
             Ok(message) => {
-                self.health.answered();
                 batch.acknowledge(message);
+                self.health.appended();
             }
             Err((error, message)) => batch.fail(error, message.topic()),
         }

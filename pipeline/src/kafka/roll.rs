@@ -14,6 +14,7 @@ use sunder_schemas::ids::Partition;
 use sunder_schemas::key;
 use sunder_schemas::topic::Topic;
 
+use crate::kafka::admin::Drift;
 use crate::kafka::error::KafkaError;
 use crate::kafka::log::subject_part;
 use crate::kafka::prove::canary;
@@ -23,11 +24,18 @@ use crate::kafka::{Kafka, blocking};
 const ROLL_MS: &str = "1000";
 /// Settings that a roll changes.
 pub const ROLLED_SETTINGS: [&str; 3] = ["segment.ms", "max.compaction.lag.ms", "file.delete.delay.ms"];
+/// The values they have meanwhile.
+const LOWERED: [&str; 3] = [ROLL_MS, ROLL_MS, "0"];
 /// Between two rounds of heartbeats of a roll: the record that rolls a segment must be a second younger than its first.
 const BEAT_EVERY: Duration = Duration::from_millis(1_200);
 /// How long one topic is rolled at the most; what is left then waits for the bound. Chosen: the cleaner looks every 15 s
 /// (`log.cleaner.backoff.ms`), and may need a second look.
 const ROLL_MAX: Duration = Duration::from_secs(60);
+
+/// Whether a difference is the one that a roll makes for the time it runs.
+pub fn is_lowered(drift: &Drift) -> bool {
+    ROLLED_SETTINGS.iter().zip(LOWERED).any(|(setting, value)| drift.setting == *setting && drift.found == value)
+}
 
 /// The topics that hold what goes with `extent`.
 pub fn rolled(extent: Extent) -> Vec<Topic> {
@@ -114,7 +122,7 @@ impl Kafka {
     /// # Errors
     /// [`KafkaError::Call`]; call [`Kafka::end_roll`] in any case.
     pub async fn begin_roll(&self, topic: Topic) -> Result<Vec<Mark>, KafkaError> {
-        let low = ROLLED_SETTINGS.iter().zip([ROLL_MS, ROLL_MS, "0"]);
+        let low = ROLLED_SETTINGS.iter().zip(LOWERED);
         let low = low.map(|(setting, value)| ((*setting).to_owned(), value.to_owned())).collect();
         self.set_settings(&self.topic(topic), low).await?;
         self.beat(&[topic]).await

@@ -25,7 +25,7 @@ use crate::app::{App, StartError, settings};
 use crate::cli::Role;
 use crate::telemetry::chain;
 
-pub use retain::CaseWork;
+pub use retain::{BLOCKED_AFTER, CaseWork};
 
 /// How long draining may take (chosen: above the poller's drain and the producers' message timeout together).
 const DRAIN_MAX: Duration = Duration::from_secs(90);

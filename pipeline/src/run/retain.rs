@@ -16,7 +16,7 @@ use crate::telemetry::chain;
 /// Between two looks at the open cases (chosen: a step waits for other processes for about a lease).
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// A case that is blocked for this long without a break is said to be blocked: shorter ones are a store that was just restarting.
-const BLOCKED_AFTER: Duration = Duration::from_secs(20);
+pub const BLOCKED_AFTER: Duration = Duration::from_secs(20);
 
 /// What became of the cases so far.
 #[derive(Debug, Default)]

@@ -11,6 +11,7 @@ use sunder_schemas::time::{Clock as _, Period, SystemClock, Timestamp};
 use tokio::net::TcpListener;
 
 use super::{FaultLevel, Faults, RateScale, RoleMissing, Running, Simulator, SimulatorOptions};
+use crate::output::Output;
 
 /// Milliseconds of a day.
 const DAY: i64 = 86_400_000;
@@ -90,9 +91,6 @@ pub enum SimulateError {
         #[source]
         source: io::Error,
     },
-    /// The line that says where it listens cannot be printed.
-    #[error("cannot print")]
-    Print(#[source] io::Error),
 }
 
 /// Serves until `stopped` completes; says on standard output where it listens, as one JSON document if `json`.
@@ -122,24 +120,20 @@ pub async fn run(args: SimulateArgs, json: bool, stopped: impl Future<Output = (
         let wish = ConfigWish { clock_offset: args.clock_offset, rate_scale: args.rate_scale };
         write_config(folder, &running, wish)?;
     }
-    say(&running, &args, json).map_err(SimulateError::Print)?;
+    say(&running, &args, Output { json });
     stopped.await;
     running.stop().await;
     Ok(())
 }
 
-fn say(running: &Running, args: &SimulateArgs, as_json: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+fn say(running: &Running, args: &SimulateArgs, output: Output) {
     let config = args.write_config.as_ref().map(|folder| folder.join("sunder.toml").display().to_string());
-    if as_json {
-        let document = json!({ "endpoint": running.endpoint(), "lwa_endpoint": running.lwa_endpoint(), "config": config });
-        return writeln!(out, "{document}").and_then(|()| out.flush());
-    }
-    writeln!(out, "simulated SP-API on {} ({} sellers, {} orders, seed {})", running.endpoint(), args.sellers, args.orders, args.seed)?;
-    if let Some(config) = config {
-        writeln!(out, "go on with: sunder --config {config} run --until-idle")?;
-    }
-    out.flush()
+    // One line: who starts it reads where it listens while it runs.
+    output.show_line(&json!({ "endpoint": running.endpoint(), "lwa_endpoint": running.lwa_endpoint(), "config": config }), || {
+        let (endpoint, sellers, orders, seed) = (running.endpoint(), args.sellers, args.orders, args.seed);
+        let first = format!("simulated SP-API on {endpoint} ({sellers} sellers, {orders} orders, seed {seed})");
+        config.iter().fold(first, |text, config| format!("{text}\ngo on with: sunder --config {config} run --until-idle"))
+    });
 }
 
 /// What a written config says beside where the simulator is.

@@ -106,6 +106,50 @@ async fn another_partition_count_is_drift_that_apply_does_not_touch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_idle_consumer_is_given_what_comes_later_whoever_wrote_it() {
+    for kafka in brokers("idle").await {
+        kafka.apply_topics().await.unwrap();
+        // On the embedded broker nobody tells this process of what another client appends.
+        let mut settings = kafka.settings().clone();
+        settings.broker = sunder::kafka::Broker::Address(kafka.address().to_owned());
+        let foreign = Kafka::connect(settings).await.unwrap();
+        off(move || {
+            let topic = kafka.topic(Topic::Raw(Family::Orders));
+            let consumer = GroupConsumer::subscribe(&kafka, &kafka.group("idle"), &[&topic], |ours| vec![None; ours.len()]).unwrap();
+            for round in 0..3 {
+                for (writer, name) in [(&kafka, "own"), (&foreign, "foreign")] {
+                    assert_eq!(consumer.poll_batch(10, Duration::from_millis(300), |record| assert!(record.is_own())).unwrap(), 0);
+                    write(writer, &topic, round, &[name]);
+                    let got = poll_until(&consumer, 1);
+                    assert_eq!(got.iter().map(|(_, _, _, value)| value.as_slice()).collect::<Vec<_>>(), [name.as_bytes()], "{round}");
+                }
+            }
+            // A second member takes some of the resting partitions over.
+            let other = GroupConsumer::subscribe(&kafka, &kafka.group("idle"), &[&topic], |ours| vec![None; ours.len()]).unwrap();
+            let started = Instant::now();
+            while other.assignment().is_empty() && started.elapsed() < Duration::from_secs(60) {
+                for member in [&consumer, &other] {
+                    member.poll_batch(10, Duration::from_millis(50), |_| {}).unwrap();
+                }
+            }
+            assert!(!other.assignment().is_empty());
+            for partition in 0..PARTITIONS {
+                write(&kafka, &topic, partition, &["shared"]);
+            }
+            let mut got = 0;
+            let started = Instant::now();
+            while got < PARTITIONS && started.elapsed() < Duration::from_secs(60) {
+                for member in [&consumer, &other] {
+                    member.poll_batch(10, Duration::from_millis(50), |record| got += i32::from(record.value == Some(b"shared"))).unwrap();
+                }
+            }
+            assert_eq!(got, PARTITIONS);
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_group_reads_what_was_written_and_resumes_where_it_committed() {
     for kafka in brokers("group").await {
         kafka.apply_topics().await.unwrap();

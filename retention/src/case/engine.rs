@@ -228,6 +228,7 @@ impl Engine {
             state: State::Requested,
             subjects: 0,
             blocked_by: None,
+            is_blocked: false,
             keys_destroyed_at: None,
             verified_at: None,
             certified_at: None,

@@ -174,7 +174,9 @@ impl Engine {
         };
         let (Progress::Waiting { why, .. } | Progress::Blocked { why }) = &progress else { return Ok(Some(progress)) };
         let last = stand.events.last().map_or(0, |event| event.seq);
-        if record.blocked_by.as_ref() == Some(why) || store::set_blocked(&self.parts.db, &record.id, last, why).await? {
+        let is_blocked = matches!(progress, Progress::Blocked { .. });
+        let is_noted = record.blocked_by.as_ref() == Some(why) && record.is_blocked == is_blocked;
+        if is_noted || store::set_blocked(&self.parts.db, &record.id, last, why, is_blocked).await? {
             return Ok(Some(progress));
         }
         // Another process moved the case meanwhile: what was seen is of the past.
@@ -196,8 +198,8 @@ impl Engine {
         for stand in stands {
             self.reach(&stand.record.id, stand.action.name(), Moment::Before).await;
         }
-        if let Some(why) = self.stopped_by().await? {
-            return Ok(stands.iter().map(|_| Ok(Did::Not(Progress::Blocked { why: why.clone() }))).collect());
+        if let Some(progress) = self.stopped_by().await? {
+            return Ok(stands.iter().map(|_| Ok(Did::Not(progress.clone()))).collect());
         }
         let asks: Vec<Ask<'_>> = stands.iter().filter_map(Stand::ask).collect();
         let mut answers = Vec::with_capacity(stands.len());
@@ -259,7 +261,8 @@ impl Engine {
 
     async fn judge(&self, ask: &Ask<'_>, search: &Search, reports: Vec<ScanReport>) -> Result<(Verdict, Seen), CaseError> {
         let (db, keys, record) = (&self.parts.db, &*self.parts.keys, ask.record);
-        let mut seen = Seen { drift: self.parts.log.drift().await?, log: self.parts.log.describe().await?, ..Seen::default() };
+        let (drift, _) = self.drift().await?;
+        let mut seen = Seen { drift, log: self.parts.log.describe().await?, ..Seen::default() };
         for mut report in reports {
             let found = report.found.len();
             report.found.retain(|block| block.key != search.control.key);

@@ -7,6 +7,7 @@ use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 use sunder_schemas::certificate::{Iso, Remains};
 use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, SellerId};
+use sunder_schemas::time::Period;
 
 use super::engine::{Did, Engine};
 use super::machine::{self, Action, Event, LOOK_AGAIN, Progress, Step};
@@ -24,6 +25,9 @@ use crate::store::{Mark, Subject};
 /// How often what is found above its tombstone is tombstoned again before a person must look. Chosen: each round is a full scan; a
 /// record in flight can be late once, not many times.
 const ROUNDS_MAX: u64 = 5;
+/// How long another process may need to set its topic back once a roll has ended for its case. Chosen: the longest roll of one topic,
+/// and the spreading of settings.
+const ROLL_ENDS_WITHIN: Period = Period::Millis(120_000);
 
 /// Whether controls that must be gone count. A case awaits the log's cleaner; a later verification plants controls of its own, which the
 /// cleaner may take hours to pass, and what it proves does not rest on them.
@@ -162,6 +166,17 @@ impl Engine {
         Ok(Did::Event(Step::Rolled, json!({ "all_gone": is_gone })))
     }
 
+    /// Drift that counts, and how many settings a forced removal has lowered for the time it runs, whichever process runs it.
+    pub(super) async fn drift(&self) -> Result<(Vec<String>, usize), CaseError> {
+        let drift = self.parts.log.drift().await?;
+        let since = self.parts.system_clock.now().minus(ROLL_ENDS_WITHIN);
+        if drift.iter().any(|drifted| drifted.is_lowered) && store::has_roll_since(&self.parts.db, since).await? {
+            let (lowered, rest): (Vec<_>, Vec<_>) = drift.into_iter().partition(|drifted| drifted.is_lowered);
+            return Ok((rest.into_iter().map(|drifted| drifted.what).collect(), lowered.len()));
+        }
+        Ok((drift.into_iter().map(|drifted| drifted.what).collect(), 0))
+    }
+
     async fn await_caches(&self, record: &Record, epoch: i64) -> Result<Did, CaseError> {
         // The revocations must be out before anyone can be expected to have heard of them.
         self.parts.keys.publish(&*self.parts.log).await?;
@@ -242,17 +257,21 @@ impl Engine {
     }
 
     /// What stops every reading, whatever it would see.
-    pub(super) async fn stopped_by(&self) -> Result<Option<String>, CaseError> {
-        let drift = self.parts.log.drift().await?;
-        Ok((!drift.is_empty()).then(|| verify::drifted(&drift)))
+    pub(super) async fn stopped_by(&self) -> Result<Option<Progress>, CaseError> {
+        let (drift, lowered) = self.drift().await?;
+        Ok(match lowered {
+            _ if !drift.is_empty() => Some(Progress::Blocked { why: verify::drifted(&drift) }),
+            0 => None,
+            _ => Some(waiting_for("a forced removal has topic settings lowered while it runs")),
+        })
     }
 
     async fn verify_step(&self, record: &Record, events: &[Event], barrier: &[Mark], tombstones: &[Mark]) -> Result<Did, CaseError> {
         if let Some(last) = self.paused(&record.id) {
             return Ok(Did::Not(last));
         }
-        if let Some(why) = self.stopped_by().await? {
-            return Ok(Did::Not(Progress::Blocked { why }));
+        if let Some(progress) = self.stopped_by().await? {
+            return Ok(Did::Not(progress));
         }
         let ask = Ask { record, barrier, tombstones, cleaner: Cleaner::Awaited };
         let seen = self.look(&[ask]).await.pop().unwrap_or(Err(CaseError::Request("nothing was read")));

@@ -43,6 +43,8 @@ pub struct Record {
     pub subjects: u64,
     /// What it waits for or what is wrong.
     pub blocked_by: Option<String>,
+    /// Whether that is something wrong, which somebody has to mend.
+    pub is_blocked: bool,
     /// First layer, by the policy clock.
     pub keys_destroyed_at: Option<Timestamp>,
     /// Second layer, by the policy clock.
@@ -82,6 +84,8 @@ pub struct Shown {
     /// What it waits for or what is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocked_by: Option<String>,
+    /// Whether that is something wrong, which somebody has to mend; else it passes by itself.
+    pub blocked: bool,
     /// What happened, with its evidence; left out in lists.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<ShownEvent>,
@@ -126,6 +130,7 @@ impl Record {
             verified_at: iso(self.verified_at),
             certified_at: iso(self.certified_at),
             blocked_by: self.blocked_by.clone(),
+            blocked: self.is_blocked,
             events: events
                 .iter()
                 .map(|event| ShownEvent {
@@ -195,12 +200,23 @@ pub(super) async fn force(tx: &mut Write, case: &CaseId) -> Result<(), CaseError
 /// # Errors
 /// [`CaseError::Db`].
 pub async fn has_open_roll(db: &KeyDb) -> Result<bool, CaseError> {
+    has_roll_since(db, Timestamp(i64::MAX)).await
+}
+
+/// Whether a roll is open, or ended at `since` or later by the system's clock: of two processes that roll for one case the first to end
+/// writes the event, and the other sets its topic back a moment after.
+///
+/// # Errors
+/// [`CaseError::Db`].
+pub(super) async fn has_roll_since(db: &KeyDb, since: Timestamp) -> Result<bool, CaseError> {
     let failed = on("look for a forced removal");
     let row = sqlx::query(
-        "SELECT COUNT(*) FROM case_event e WHERE e.step = $1 AND NOT EXISTS \
-         (SELECT 1 FROM case_event l WHERE l.case_id = e.case_id AND l.seq > e.seq)",
+        "SELECT COUNT(*) FROM case_event e WHERE (e.step = $1 AND NOT EXISTS \
+         (SELECT 1 FROM case_event l WHERE l.case_id = e.case_id AND l.seq > e.seq)) OR (e.step = $2 AND e.at_system >= $3)",
     )
     .bind(Step::RollIntended.as_str())
+    .bind(Step::Rolled.as_str())
+    .bind(since.0)
     .fetch_one(db.pool())
     .await
     .map_err(&failed)?;
@@ -227,7 +243,7 @@ pub(super) async fn append(tx: &mut Write, case: &CaseId, event: &Event) -> Resu
     let at_step = |step: Step| (event.step == step).then_some(event.at.0);
     let subjects = if event.step == Step::Scoped { event.evidence.get("subjects").and_then(Value::as_i64) } else { None };
     sqlx::query(
-        "UPDATE erasure_case SET state = $1, blocked_by = NULL, subjects = COALESCE($3, subjects), \
+        "UPDATE erasure_case SET state = $1, blocked_by = NULL, is_blocked = 0, subjects = COALESCE($3, subjects), \
          keys_destroyed_at = COALESCE($4, keys_destroyed_at), verified_at = COALESCE($5, verified_at), \
          certified_at = COALESCE($6, certified_at) WHERE case_id = $2",
     )
@@ -243,16 +259,19 @@ pub(super) async fn append(tx: &mut Write, case: &CaseId, event: &Event) -> Resu
     Ok(())
 }
 
-/// Notes what a case waits for, unless it has moved past event `last` meanwhile; returns whether it was noted.
-pub(super) async fn set_blocked(db: &KeyDb, case: &CaseId, last: i64, why: &str) -> Result<bool, CaseError> {
+/// Notes what a case waits for, and whether that is something wrong, which somebody has to mend, unless it has moved past event `last`
+/// meanwhile; returns whether it was noted.
+pub(super) async fn set_blocked(db: &KeyDb, case: &CaseId, last: i64, why: &str, is_blocked: bool) -> Result<bool, CaseError> {
     let failed = on("note what a case waits for");
     let mut tx = db.begin_write().await?;
     let done = sqlx::query(
-        "UPDATE erasure_case SET blocked_by = $1 WHERE case_id = $2 AND NOT EXISTS (SELECT 1 FROM case_event WHERE case_id = $2 AND seq > $3)",
+        "UPDATE erasure_case SET blocked_by = $1, is_blocked = $4 WHERE case_id = $2 \
+         AND NOT EXISTS (SELECT 1 FROM case_event WHERE case_id = $2 AND seq > $3)",
     )
     .bind(why.to_owned())
     .bind(case.as_str().to_owned())
     .bind(last)
+    .bind(i64::from(is_blocked))
     .execute(&mut *tx)
     .await
     .map_err(&failed)?;
@@ -337,7 +356,7 @@ pub(super) async fn records(db: &KeyDb, which: Which<'_>) -> Result<Vec<Record>,
     };
     let rows = sqlx::query(
         "SELECT case_id, seller, reason, extent, scope, requested_by, forced, opened_at, due_at, state, subjects, blocked_by, \
-         keys_destroyed_at, verified_at, certified_at FROM erasure_case WHERE case_id = $1 OR $2 = 1 ORDER BY opened_at, case_id",
+         keys_destroyed_at, verified_at, certified_at, is_blocked FROM erasure_case WHERE case_id = $1 OR $2 = 1 ORDER BY opened_at, case_id",
     )
     .bind(id)
     .bind(i64::from(matches!(which, Which::All)))
@@ -412,5 +431,6 @@ fn record(row: &AnyRow) -> Result<Record, CaseError> {
         keys_destroyed_at: at(12)?,
         verified_at: at(13)?,
         certified_at: at(14)?,
+        is_blocked: row.try_get::<i64, _>(15).map_err(&failed)? != 0,
     })
 }

@@ -1,6 +1,5 @@
 //! Bad input and lost neighbours: each is said clearly, stops no more than it must, and loses nothing.
 
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -8,16 +7,13 @@ use serde_json::{Value, json};
 use sunder::kafka::{Kafka, KafkaSettings};
 
 use super::door::Door;
+use super::running::{Running, SHOWN_WITHIN};
 use super::story::assert_counts;
-use super::world::{Ended, Services, Stores, World, client, terminate};
+use super::world::{Ended, Services, Stores, World};
 use super::{assert_no_leak, orders, read_log};
 
-/// How long a state of a running process may take to show (chosen: far above what any needs).
-const SHOWN_WITHIN: Duration = Duration::from_secs(60);
 /// Within this an unreachable neighbour ends the start (DESIGN section 6).
 const START_FAILS_WITHIN: Duration = Duration::from_secs(30);
-/// Within this a process that is told to stop has drained: the longest wait of a step, and a margin.
-const DRAINED_WITHIN: Duration = Duration::from_secs(20);
 
 /// A Kafka address that nobody listens on.
 fn nowhere() -> Services {
@@ -226,6 +222,7 @@ async fn raw_records_that_are_not_ours_are_sealed_and_set_aside() {
     }
 }
 
+<<<<<<< HEAD
 /// A process with all roles that runs until it is told to stop.
 struct Running {
     child: Child,
@@ -300,6 +297,8 @@ impl Drop for Running {
     }
 }
 
+=======
+>>>>>>> b75f7da ([sunder] follow a case to its end, print one document whatever happens, rest while idle, wait for another process's roll)
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_lost_during_a_run_is_waited_for_and_nothing_is_lost() {
     let Some(services) = Services::from_env() else { return };

@@ -2,12 +2,14 @@
 //! the promises.
 
 mod door;
+mod driving;
 mod extent;
 mod faults;
 mod kills;
 mod leaks;
 mod register;
 mod restore;
+mod running;
 mod story;
 mod world;
 

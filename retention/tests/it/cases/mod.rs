@@ -8,6 +8,7 @@ use sunder_retention::case::{self, EraseRequest, Progress, Reason, Scope, State}
 use sunder_retention::keys::KeyError;
 use sunder_retention::lease::ErasedKeys;
 use sunder_retention::sellers;
+use sunder_retention::store::Drifted;
 use sunder_schemas::certificate::check;
 use sunder_schemas::ids::{CaseId, SellerId};
 use sunder_schemas::time::{Clock as _, Period};
@@ -323,6 +324,46 @@ async fn a_key_that_comes_back_is_noticed_by_the_recover_test() {
     assert!(report.reason.is_some_and(|reason| reason.contains("1 of 1 witnesses and blocks could still be opened")));
 }
 
+fn drifted(what: &str, is_lowered: bool) -> Drifted {
+    Drifted { what: what.to_owned(), is_lowered }
+}
+
+#[tokio::test]
+async fn what_another_process_lowers_for_a_roll_is_waited_for_and_is_drift_once_no_roll_explains_it() {
+    const LOWERED: &str = "sp.pii.orders.v1: segment.ms is 1000, declared 21600000";
+    let world = World::new().await;
+    world.order(1).await;
+    world.flow();
+    let sql = async |text: &'static str| {
+        let mut tx = world.ring.db().begin_write().await.unwrap();
+        sqlx::query(text).execute(&mut *tx).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    let rolling = "INSERT INTO case_event (case_id, seq, step, at, at_system, evidence) VALUES ('case-x', 1, 'roll_intended', 0, 0, '{}')";
+    sql(rolling).await;
+    world.log.lock().drift = vec![drifted(LOWERED, true)];
+    let case = world.engine().request(&request(&[1])).await.unwrap();
+    let waits = world.work(&case).await;
+    assert!(matches!(&waits, Progress::Waiting { why, .. } if why.contains("forced removal")), "{waits:?}");
+    assert!(!world.show(&case).await.blocked);
+    // Nothing else hides behind a roll.
+    world.log.lock().drift.push(drifted("sp.raw.orders.v1: retention.ms is -1, declared 1", false));
+    let blocked = world.work(&case).await;
+    assert!(
+        matches!(&blocked, Progress::Blocked { why } if why.contains("sp.raw.orders.v1") && !why.contains("segment.ms")),
+        "{blocked:?}"
+    );
+    assert!(world.show(&case).await.blocked);
+    // The roll's process is gone without setting its topic back, and no intent stands any more.
+    world.log.lock().drift.pop();
+    sql("DELETE FROM case_event WHERE case_id = 'case-x'").await;
+    let blocked = world.work(&case).await;
+    assert!(matches!(&blocked, Progress::Blocked { why } if why.contains(LOWERED)), "{blocked:?}");
+    world.log.lock().drift.clear();
+    assert_eq!(world.work(&case).await, Progress::Done);
+    assert!(!world.show(&case).await.blocked);
+}
+
 #[tokio::test]
 async fn what_cannot_be_read_drifted_or_lost_its_control_blocks_until_it_is_mended() {
     type Spoil = fn(&World);
@@ -331,7 +372,7 @@ async fn what_cannot_be_read_drifted_or_lost_its_control_blocks_until_it_is_mend
         (|w| w.vault.set(Manner::Forgetful), |w| w.vault.set(Manner::Honest), "store vault found 0 of 1 planted controls"),
         (|w| w.log.lock().is_blind = true, |w| w.log.lock().is_blind = false, "store log found 0 of 2"),
         (
-            |w| w.log.lock().drift = vec!["sp.pii.orders.v1: segment.ms is 1, declared 1000".into()],
+            |w| w.log.lock().drift = vec![drifted("sp.pii.orders.v1: segment.ms is 1, declared 1000", false)],
             |w| w.log.lock().drift.clear(),
             "topic settings drifted: sp.pii.orders.v1",
         ),

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde_json::json;
 use sunder_retention::lease::ErasedKeys;
 use sunder_retention::store::{
-    Control, EventLog, Extent, FoundBlock, Mark, Needles, OutboxRecord, Place, Prove, Residual, ScanReport, StoreError, Subject,
+    Control, Drifted, EventLog, Extent, FoundBlock, Mark, Needles, OutboxRecord, Place, Prove, Residual, ScanReport, StoreError, Subject,
 };
 use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::{EntityToken, KeyId, Offset, Partition, SellerId};
@@ -88,7 +88,7 @@ pub(crate) struct LogState {
     pub(crate) committed: [usize; PARTITIONS],
     known: HashMap<String, Known>,
     pub(crate) published: Vec<OutboxRecord>,
-    pub(crate) drift: Vec<String>,
+    pub(crate) drift: Vec<Drifted>,
     pub(crate) is_splitter_down: bool,
     pub(crate) is_cleaner_down: bool,
     pub(crate) is_blind: bool,
@@ -418,7 +418,7 @@ impl EventLog for FakeLog {
         Duration::from_secs(2)
     }
 
-    async fn drift(&self) -> Result<Vec<String>, StoreError> {
+    async fn drift(&self) -> Result<Vec<Drifted>, StoreError> {
         self.fuse.call(|| self.lock().drift.clone())
     }
 

@@ -1,0 +1,129 @@
+//! A process that runs until it is told to stop, watched from outside.
+
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::world::{World, client, terminate};
+
+/// How long a state of a running process may take to show (chosen: far above what any needs, on a machine
+/// that does much else).
+pub(super) const SHOWN_WITHIN: Duration = Duration::from_secs(300);
+/// Within this a process that is told to stop has drained: the bound of the program's own (`run`: 90 s), which it must not need, and more
+/// would be its kill.
+const DRAINED_WITHIN: Duration = Duration::from_secs(60);
+
+/// A process with all roles that runs until it is told to stop.
+pub(super) struct Running {
+    child: Child,
+    health: String,
+}
+
+impl Running {
+    /// All roles.
+    pub(super) async fn start(world: &World) -> Self {
+        Self::roles(world, &[]).await
+    }
+
+    /// These roles, and `serve`.
+    pub(super) async fn roles(world: &World, roles: &[&str]) -> Self {
+        let serving = if roles.is_empty() { &[][..] } else { &["serve"] };
+        let args = [&["run", "--json"], roles, serving].concat();
+        let before = log_of(world).lines().count();
+        let child = world.command(&args).spawn().expect("sunder starts");
+        let started = Instant::now();
+        let health = loop {
+            let log = log_of(world);
+            let line = log.lines().skip(before).find(|line| line.contains("serving /livez"));
+            let address =
+                line.and_then(|line| serde_json::from_str::<Value>(line).ok()).and_then(|l| Some(l["address"].as_str()?.to_owned()));
+            if let Some(address) = address {
+                break format!("http://{address}");
+            }
+            assert!(started.elapsed() < SHOWN_WITHIN, "it does not serve");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        Self { child, health }
+    }
+
+    /// Waits until `/readyz` answers with `status` and names `word`; `/livez` answers all the time.
+    pub(super) async fn until(&self, status: u16, word: &str) {
+        let started = Instant::now();
+        loop {
+            let live = client().get(format!("{}/livez", self.health)).send().await.expect("it is alive");
+            assert!(live.status().is_success());
+            let ready = client().get(format!("{}/readyz", self.health)).send().await.expect("it is alive");
+            let (found, text) = (ready.status().as_u16(), ready.text().await.expect("text"));
+            if found == status && text.contains(word) {
+                return;
+            }
+            assert!(started.elapsed() < SHOWN_WITHIN, "/readyz stays {found}: {text}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// SIGTERM: it drains and ends with 0 and its report.
+    pub(super) fn stop(self) -> Value {
+        let started = Instant::now();
+        terminate(self.child.id());
+        let (code, printed) = self.ended();
+        assert_eq!(code, Some(0), "SIGTERM");
+        assert!(started.elapsed() < DRAINED_WITHIN, "drained after {:?}", started.elapsed());
+        serde_json::from_slice(&printed).expect("one JSON document")
+    }
+}
+
+impl Running {
+    /// The process.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the metrics have a line that begins with `name` and a value above `above`.
+    pub(super) async fn until_metric(&self, name: &str, above: f64) {
+        let started = Instant::now();
+        loop {
+            let text = client().get(format!("{}/metrics", self.health)).send().await.expect("it is alive").text().await.expect("text");
+            let values = text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+            if values.sum::<f64>() > above {
+                return;
+            }
+            assert!(started.elapsed() < SHOWN_WITHIN, "{name} stays at or below {above}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The share of a core that it takes over `period`, in percent.
+    pub(super) async fn cpu_percent(&self, period: Duration) -> u128 {
+        let ticks = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+            // After the name in brackets: user and system time are fields 14 and 15 of proc_pid_stat(5), in hundredths of a second.
+            let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+            fields[11].parse::<u128>().expect("ticks") + fields[12].parse::<u128>().expect("ticks")
+        };
+        let (before, started) = (ticks(), Instant::now());
+        tokio::time::sleep(period).await;
+        (ticks() - before) * 1_000 / started.elapsed().as_millis()
+    }
+
+    /// Waits for the end; its exit code and what it printed.
+    pub(super) fn ended(mut self) -> (Option<i32>, Vec<u8>) {
+        let mut printed = Vec::new();
+        std::io::Read::read_to_end(&mut self.child.stdout.take().expect("stdout"), &mut printed).expect("read");
+        (self.child.wait().expect("wait").code(), printed)
+    }
+}
+
+/// What the world's processes logged so far.
+pub(super) fn log_of(world: &World) -> String {
+    String::from_utf8_lossy(&std::fs::read(world.folder.path().join("log.txt")).unwrap_or_default()).into_owned()
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A failed test leaves no process behind; one that ended already cannot be killed, which is as good.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
