@@ -90,7 +90,7 @@ pub enum Command {
     /// Write a certificate's files, print the key that checks it, or check one offline.
     #[command(
         args_conflicts_with_subcommands = true,
-        after_help = "Examples:\n  sunder certificate case-20261122-0123456789abcdef --out cert\n  sunder certificate key\n  sunder certificate check cert/certificate.note --key certificate.pub"
+        after_help = "Examples:\n  sunder certificate case-20261122-0123456789abcdef --out cert\n  sunder certificate key\n  sunder certificate check cert --key certificate.pub\n  sunder certificate log --out log\n  sunder certificate check cert --key certificate.pub --log log --checkpoint kept.checkpoint"
     )]
     Certificate {
         /// Check, or print the key.
@@ -274,12 +274,12 @@ pub enum CertificateCommand {
     /// Print the verifier key on one line.
     Key,
     /// Check a certificate offline: no config, no network.
-    Check {
-        /// certificate.note
-        file: PathBuf,
-        /// The verifier key, or a file that holds it.
-        #[arg(long)]
-        key: String,
+    Check(CheckArgs),
+    /// Write the whole log as files: its signed head and its tiles, hashes alone. With it anyone sees that nothing was dropped.
+    Log {
+        /// The folder to write to.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
     },
     /// Make a signing key file (mode 0600).
     NewSigner {
@@ -289,6 +289,22 @@ pub enum CertificateCommand {
         #[arg(long)]
         name: String,
     },
+}
+
+/// `sunder certificate check`
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// certificate.note, or the folder it lies in. The other files of the certificate are checked too where they lie beside it.
+    pub file: PathBuf,
+    /// The verifier key, or a file that holds it. Take it from where its owner publishes it, not from the folder.
+    #[arg(long)]
+    pub key: String,
+    /// A signed head of the log that you kept from before: shows that nothing was rewritten or dropped since.
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// The log's folder, as `sunder certificate log` writes it.
+    #[arg(long, value_name = "DIR")]
+    pub log: Option<PathBuf>,
 }
 
 /// `sunder open`
@@ -314,8 +330,25 @@ pub struct OpenArgs {
 /// `sunder audit`
 #[derive(Debug, Subcommand)]
 pub enum AuditCommand {
-    /// Check the hash chain; exit 3 where it is broken.
-    Verify,
+    /// Check the audit chain and the log of certificates, against themselves and what was published of them; exit 3 where they do not hold.
+    Verify(VerifyArgs),
+    /// Write the newest signed heads of both logs, for others to keep: with one of them `verify` finds what was rewritten since.
+    Checkpoint {
+        /// The folder to write to.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+/// `sunder audit verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// A signed head that was kept from before; may be given more than once.
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Vec<PathBuf>,
+    /// Do not read what was published on Kafka: a log that was cut off at its end is then only found by a checkpoint.
+    #[arg(long)]
+    pub database_only: bool,
 }
 
 /// `sunder config`

@@ -53,6 +53,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (109, include_str!("../migrations/0109_unclassified_field.sql")),
     (110, include_str!("../migrations/0110_withheld.sql")),
     (120, include_str!("../migrations/0120_mirror.sql")),
+    (160, include_str!("../migrations/0160_audit_checkpoint.sql")),
     (201, include_str!("../migrations/0201_case.sql")),
     (130, include_str!("../migrations/0130_control_planted.sql")),
     (202, include_str!("../migrations/0202_case_block.sql")),

@@ -1,4 +1,4 @@
-//! What a certificate of erasure says, its one canonical spelling, and the check that a stranger runs.
+//! What a certificate of erasure says, and its one canonical spelling. The check that a stranger runs is in [`check_with`].
 //!
 //! The statement carries the fields that NIST SP 800-88 asks of a certificate of sanitisation (Rev. 1 section 4.8), mapped to a log and
 //! its stores: maker and model become the store, the serial number becomes topic, partition and offset, the technique becomes
@@ -11,12 +11,18 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+mod check;
+
+pub use check::{CertificateError, Checked, Evidence, check, check_with};
+
 use crate::ids::{CaseId, SellerId};
-use crate::note::{self, NoteError};
+use crate::note;
 use crate::time::Timestamp;
 
 /// The version of the statement's form.
 pub const FORM: &str = "sunder-certificate/1";
+/// What every version of the form begins with.
+const FORM_FAMILY: &str = "sunder-certificate/";
 
 /// One instant by both clocks. They differ only where a test or a demo moves the policy clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -266,26 +272,6 @@ pub struct Statement {
     pub not_claimed: Vec<String>,
 }
 
-/// Why a certificate is not valid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum CertificateError {
-    /// The note or its log proof.
-    #[error(transparent)]
-    Note(#[from] NoteError),
-    /// Signed, but the text is not a statement of this form.
-    #[error("the signed text is not a certificate of a known form")]
-    NotAStatement,
-    /// Signed, but not in the one canonical spelling.
-    #[error("the signed statement is not in canonical form")]
-    NotCanonical,
-    /// Signed, but its own counts contradict it.
-    #[error("the statement contradicts itself: {0}")]
-    DoesNotHold(&'static str),
-    /// The statement beside the note is another one.
-    #[error("certificate.json is not the statement that was signed")]
-    OtherStatement,
-}
-
 impl Statement {
     /// The canonical text: JSON with sorted keys and no white space, and one line feed.
     ///
@@ -303,10 +289,16 @@ impl Statement {
     /// # Errors
     /// [`CertificateError`].
     pub fn from_text(text: &[u8]) -> Result<Self, CertificateError> {
-        let statement: Self = serde_json::from_slice(text).map_err(|_| CertificateError::NotAStatement)?;
-        if statement.form != FORM {
-            return Err(CertificateError::NotAStatement);
+        #[derive(Deserialize)]
+        struct Form {
+            form: String,
         }
+        let form = serde_json::from_slice::<Form>(text).map_err(|_| CertificateError::NotAStatement)?.form;
+        if form != FORM {
+            let is_ours = form.starts_with(FORM_FAMILY);
+            return Err(if is_ours { CertificateError::UnknownForm } else { CertificateError::NotAStatement });
+        }
+        let statement: Self = serde_json::from_slice(text).map_err(|_| CertificateError::NotAStatement)?;
         if statement.to_text()? != text {
             return Err(CertificateError::NotCanonical);
         }
@@ -398,36 +390,6 @@ pub fn digest(value: &Value) -> String {
     hex::encode(ring::digest::digest(&ring::digest::SHA256, &canonical(value)))
 }
 
-/// A certificate that was checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Checked {
-    /// What it says.
-    pub statement: Statement,
-    /// Which key signed it.
-    pub signer: String,
-    /// Its place in the certificate log, where a proof was given.
-    pub leaf: Option<u64>,
-}
-
-/// Checks a certificate without network, config or database: signature, form, that its counts bear it out, and, where they are given,
-/// the log proof and the statement beside it.
-///
-/// # Errors
-/// [`CertificateError`] saying what does not hold.
-pub fn check(note: &[u8], verifier_key: &str, proof: Option<&[u8]>, statement: Option<&[u8]>) -> Result<Checked, CertificateError> {
-    let opened = note::open(note, verifier_key)?;
-    let parsed = Statement::from_text(&opened.text)?;
-    parsed.holds()?;
-    if statement.is_some_and(|beside| beside != opened.text) {
-        return Err(CertificateError::OtherStatement);
-    }
-    let leaf = match proof {
-        Some(proof) => Some(note::check_proof(proof, &opened.text, verifier_key)?.0),
-        None => None,
-    };
-    Ok(Checked { statement: parsed, signer: opened.signer, leaf })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -509,6 +471,14 @@ mod tests {
         let spaced = String::from_utf8(text).unwrap().replacen("{\"", "{ \"", 1);
         assert_eq!(Statement::from_text(spaced.as_bytes()).unwrap_err(), CertificateError::NotCanonical);
         assert_eq!(Statement::from_text(b"{}\n").unwrap_err(), CertificateError::NotAStatement);
+        for (form, error) in [
+            ("sunder-certificate/2", CertificateError::UnknownForm),
+            ("sunder-certificate/1.1", CertificateError::UnknownForm),
+            ("another-certificate/1", CertificateError::NotAStatement),
+        ] {
+            let later = serde_json::json!({"form": form, "and": "what nobody knows yet"});
+            assert_eq!(Statement::from_text(&canonical(&later)).unwrap_err(), error, "{form}");
+        }
     }
 
     #[test]

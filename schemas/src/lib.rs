@@ -2,6 +2,7 @@
 
 pub mod catalogue;
 pub mod certificate;
+pub mod chain;
 pub mod class;
 pub mod classify;
 pub mod envelope;
@@ -12,5 +13,6 @@ pub mod outcome;
 pub mod private;
 pub mod records;
 pub mod time;
+pub mod tlog;
 pub mod topic;
 pub mod wire;

@@ -1,27 +1,20 @@
-//! Signed notes and the transparency log of certificates, in the formats of C2SP (`signed-note`, `tlog-checkpoint`, `tlog-proof`):
-//! what Go's `golang.org/x/mod/sumdb/note` and `sumdb/tlog` read.
+//! Signed notes in the format of C2SP (`signed-note`): what Go's `golang.org/x/mod/sumdb/note` reads.
 //!
-//! Invariants: a note that [`open`] accepts is byte for byte the note that was signed; a log proof that [`check_proof`] accepts names
-//! one leaf of one signed tree head. Signing is Ed25519 by ring; nothing here reads a clock, a file or a random source.
+//! Invariant: a note that [`open`] accepts is byte for byte the note that was signed. Signing is Ed25519 by ring; nothing here reads a
+//! clock, a file or a random source. The log over such notes is in [`crate::tlog`].
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use signed_note::{Note, Signature, StandardVerifier, Verifier as _, VerifierList};
-use tlog_tiles::checkpoint::Checkpoint;
-use tlog_tiles::tlog;
 use zeroize::Zeroizing;
-
-pub use tlog_tiles::tlog::{Hash, HashReader, RecordProof};
 
 /// Ed25519 in the key formats of signed notes (C2SP signed-note, "Signature types").
 const ALG_ED25519: u8 = 1;
-/// Hashes in an inclusion proof at the most: a tree of 2^63 leaves is that deep (chosen; refuses senseless files).
-const PROOF_HASHES_MAX: usize = 64;
-/// First line of a proof file (C2SP tlog-proof).
-const PROOF_HEADER: &str = "c2sp.org/tlog-proof@v1";
+/// Longest note in bytes, text and signatures together (C2SP signed-note; Go refuses more too).
+pub const NOTE_BYTES_MAX: usize = 1_000_000;
 
-/// Why a note, a key or a proof is not accepted: a stable code in words, without quoting the file.
+/// Why a note or a key is not accepted, without quoting the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoteError {
     /// The key's name is empty or holds white space or a plus sign.
@@ -39,12 +32,23 @@ pub enum NoteError {
     /// Signed by this key's name, but the signature does not fit the text.
     #[error("the signature does not fit the text")]
     BadSignature,
-    /// Not a log proof, or its head is no checkpoint.
-    #[error("not a well-formed log proof")]
-    BadProof,
-    /// The proof does not lead from the leaf to the signed head.
-    #[error("the log proof does not lead from this statement to the signed head")]
-    NotIncluded,
+}
+
+impl NoteError {
+    /// Every code, for the page that explains them.
+    pub const ALL: [Self; 5] = [Self::BadName, Self::BadKey, Self::Malformed, Self::UnknownSigner, Self::BadSignature];
+
+    /// The stable code (`docs/errors.md`).
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::BadName => "bad_key_name",
+            Self::BadKey => "bad_key",
+            Self::Malformed => "not_a_note",
+            Self::UnknownSigner => "unknown_signer",
+            Self::BadSignature => "bad_signature",
+        }
+    }
 }
 
 /// Signs notes under one name. Its secret half is wiped on drop by ring's owner and never prints.
@@ -130,15 +134,6 @@ impl NoteSigner {
         Note::from_bytes(&signed).map_err(|_| NoteError::Malformed)?;
         Ok(signed)
     }
-
-    /// Signs the head of a log of `size` leaves with root `root`.
-    ///
-    /// # Errors
-    /// [`NoteError`].
-    pub fn sign_head(&self, size: u64, root: Hash) -> Result<Vec<u8>, NoteError> {
-        let head = Checkpoint::new(&self.name, size, root, "").map_err(|_| NoteError::BadName)?;
-        self.sign(&head.to_bytes())
-    }
 }
 
 fn public_bytes(pair: &Ed25519KeyPair) -> Vec<u8> {
@@ -156,14 +151,34 @@ pub struct Opened {
     pub signer: String,
 }
 
-/// Reads a signed note and checks it with `verifier_key` (`name+hash+base64`).
+/// The key line without its line end.
+pub(crate) fn key_line(key: &str) -> &str {
+    key.strip_suffix('\n').map_or(key, |line| line.strip_suffix('\r').unwrap_or(line))
+}
+
+/// The verifier of a key line. One line end is allowed, nothing else: no byte of a key file can differ.
+fn verifier(key: &str) -> Result<StandardVerifier, NoteError> {
+    let line = key_line(key);
+    if line.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(NoteError::BadKey);
+    }
+    let verifier = StandardVerifier::new(line).map_err(|_| NoteError::BadKey)?;
+    // The crate reads the hash in either case of letters; signing writes it in one.
+    let hash = line.split('+').nth(1).unwrap_or_default();
+    if hash != format!("{:08x}", verifier.key_id()) {
+        return Err(NoteError::BadKey);
+    }
+    Ok(verifier)
+}
+
+/// Reads a signed note and checks it with `verifier_key` (`name+hash+base64`, with or without its line end).
 ///
 /// Exactly one signature, by that key, and the one spelling that signing gives: no byte of the file can differ.
 ///
 /// # Errors
 /// [`NoteError`] saying which part does not hold.
 pub fn open(note: &[u8], verifier_key: &str) -> Result<Opened, NoteError> {
-    let verifier = StandardVerifier::new(verifier_key.trim()).map_err(|_| NoteError::BadKey)?;
+    let verifier = verifier(verifier_key)?;
     let signer = verifier.name().to_owned();
     let parsed = Note::from_bytes(note).map_err(|_| NoteError::Malformed)?;
     if parsed.to_bytes() != note {
@@ -184,76 +199,9 @@ pub fn open(note: &[u8], verifier_key: &str) -> Result<Opened, NoteError> {
     Ok(Opened { text: parsed.text().to_vec(), signer })
 }
 
-/// A signed tree head.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Head {
-    /// Number of leaves.
-    pub size: u64,
-    /// Root hash.
-    pub root: Hash,
-}
-
-/// Reads and checks a signed tree head.
-///
-/// # Errors
-/// [`NoteError`].
-pub fn open_head(note: &[u8], verifier_key: &str) -> Result<Head, NoteError> {
-    let opened = open(note, verifier_key)?;
-    let head = Checkpoint::from_bytes(&opened.text).map_err(|_| NoteError::BadProof)?;
-    if head.origin() != opened.signer {
-        return Err(NoteError::BadProof);
-    }
-    Ok(Head { size: head.size(), root: *head.hash() })
-}
-
-/// The hash of one leaf of the log: SHA-256 over a zero byte and the signed text (RFC 6962).
-#[must_use]
-pub fn leaf_hash(text: &[u8]) -> Hash {
-    tlog::record_hash(text)
-}
-
-/// The proof file of leaf `index` (C2SP tlog-proof): the audit path, then the signed head.
-#[must_use]
-pub fn proof_file(index: u64, path: &[Hash], head: &[u8]) -> Vec<u8> {
-    let mut file = format!("{PROOF_HEADER}\nindex {index}\n");
-    for hash in path {
-        file.push_str(&hash.to_string());
-        file.push('\n');
-    }
-    file.push('\n');
-    let mut file = file.into_bytes();
-    file.extend_from_slice(head);
-    file
-}
-
-/// Checks that `text` is the leaf that `proof` (a file of [`proof_file`]) leads to a signed head from; returns its index and the head.
-///
-/// # Errors
-/// [`NoteError::BadProof`], [`NoteError::NotIncluded`], or what is wrong with the head's signature.
-pub fn check_proof(proof: &[u8], text: &[u8], verifier_key: &str) -> Result<(u64, Head), NoteError> {
-    let file = std::str::from_utf8(proof).map_err(|_| NoteError::BadProof)?;
-    let (front, head) = file.split_once("\n\n").ok_or(NoteError::BadProof)?;
-    let mut lines = front.split('\n');
-    if lines.next() != Some(PROOF_HEADER) {
-        return Err(NoteError::BadProof);
-    }
-    let digits = lines.next().and_then(|line| line.strip_prefix("index ")).ok_or(NoteError::BadProof)?;
-    let index: u64 = digits.parse().map_err(|_| NoteError::BadProof)?;
-    let path: Vec<Hash> =
-        lines.take(PROOF_HASHES_MAX + 1).map(Hash::parse_hash).collect::<Result<_, _>>().map_err(|_| NoteError::BadProof)?;
-    // One spelling only, so that no byte of the file can differ.
-    if path.len() > PROOF_HASHES_MAX || proof_file(index, &path, head.as_bytes()) != proof {
-        return Err(NoteError::BadProof);
-    }
-    let head = open_head(head.as_bytes(), verifier_key)?;
-    tlog::check_record(&path, head.size, head.root, index, leaf_hash(text)).map_err(|_| NoteError::NotIncluded)?;
-    Ok((index, head))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn signer() -> NoteSigner {
         NoteSigner::from_seed("example.com/sunder", &[7; 32]).unwrap()
@@ -296,52 +244,20 @@ mod tests {
         assert_eq!(open(&doubled, &signer.verifier_key()).unwrap_err(), NoteError::Malformed);
     }
 
-    struct Stored(Vec<Hash>);
-    impl HashReader for Stored {
-        fn read_hashes(&self, indexes: &[u64]) -> Result<Vec<Hash>, tlog::Error> {
-            Ok(indexes.iter().map(|i| self.0[usize::try_from(*i).unwrap()]).collect())
-        }
-    }
-
-    fn proof(leaves: u64, index: u64) -> (Vec<u8>, Vec<u8>) {
-        let text = |n: u64| format!("leaf {n}\n").into_bytes();
-        let mut stored = Stored(Vec::new());
-        for n in 0..leaves {
-            let new = tlog::stored_hashes(n, &text(n), &stored).unwrap();
-            stored.0.extend(new);
-        }
-        let root = tlog::tree_hash(leaves, &stored).unwrap();
-        let path = tlog::prove_record(leaves, index, &stored).unwrap();
-        (proof_file(index, &path, &signer().sign_head(leaves, root).unwrap()), text(index))
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
-        #[test]
-        fn every_leaf_proves_and_no_other_does(leaves in 1u64..40, pick in 0u64..40) {
-            let index = pick % leaves;
-            let (file, text) = proof(leaves, index);
-            let key = signer().verifier_key();
-            prop_assert_eq!(check_proof(&file, &text, &key).unwrap().0, index);
-            prop_assert_eq!(check_proof(&file, b"leaf x\n", &key).unwrap_err(), NoteError::NotIncluded);
-        }
-    }
-
     #[test]
-    fn every_flipped_byte_of_note_and_proof_is_found() {
+    fn every_flipped_bit_of_a_note_and_of_its_key_is_found() {
         let key = signer().verifier_key();
         let note = signer().sign("{\"a\":\"ü\"}\n".as_bytes()).unwrap();
-        let (file, text) = proof(5, 3);
         for bit in 0..8 {
             for at in 0..note.len() {
                 let mut bad = note.clone();
                 bad[at] ^= 1 << bit;
                 assert!(open(&bad, &key).is_err(), "note byte {at} bit {bit}");
             }
-            for at in 0..file.len() {
-                let mut bad = file.clone();
+            for at in 0..=key.len() {
+                let mut bad = format!("{key}\n").into_bytes();
                 bad[at] ^= 1 << bit;
-                assert!(check_proof(&bad, &text, &key).is_err(), "proof byte {at} bit {bit}");
+                assert!(open(&note, &String::from_utf8_lossy(&bad)).is_err(), "key byte {at} bit {bit}");
             }
         }
     }

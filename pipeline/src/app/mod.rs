@@ -189,6 +189,8 @@ pub struct App {
     pub vault: Arc<Vault>,
     /// Cases.
     pub engine: Arc<Engine>,
+    /// Who signs certificates and heads of the logs.
+    pub signer: Arc<NoteSigner>,
 }
 
 impl App {
@@ -204,8 +206,9 @@ impl App {
         let schemas = Schemas::open(registry(&base.config), &base.config.kafka.prefix).await;
         let schemas = Arc::new(schemas.map_err(part("registry.url"))?);
         let log = Arc::new(KafkaLog::new(kafka.clone()));
-        let engine = Arc::new(engine(&base, &log, &warehouse, &vault)?);
-        Ok(Self { base, kafka, log, schemas, warehouse, vault, engine })
+        let signer = Arc::new(signer(&base.config)?);
+        let engine = Arc::new(engine(&base, &signer, &log, &warehouse, &vault));
+        Ok(Self { base, kafka, log, schemas, warehouse, vault, engine, signer })
     }
 }
 
@@ -252,7 +255,7 @@ async fn ensure_topics(base: &Base, kafka: &Kafka) -> Result<(), StartError> {
     Ok(())
 }
 
-fn engine(base: &Base, log: &Arc<KafkaLog>, warehouse: &Arc<Warehouse>, vault: &Arc<Vault>) -> Result<Engine, StartError> {
+fn engine(base: &Base, signer: &Arc<NoteSigner>, log: &Arc<KafkaLog>, warehouse: &Arc<Warehouse>, vault: &Arc<Vault>) -> Engine {
     let retention = &base.config.retention;
     let policy = json!({
         "personal_after_delivery": retention.personal_after_delivery.to_string(),
@@ -264,7 +267,7 @@ fn engine(base: &Base, log: &Arc<KafkaLog>, warehouse: &Arc<Warehouse>, vault: &
     let forget: Vec<Arc<dyn Forget>> = vec![Arc::clone(warehouse) as _, Arc::clone(vault) as _];
     let key_files = Arc::new(KeyFiles::new(Arc::clone(&base.keyring)));
     let prove: Vec<Arc<dyn Prove>> = vec![Arc::clone(log) as _, Arc::clone(warehouse) as _, Arc::clone(vault) as _, key_files];
-    Ok(Engine::new(Parts {
+    Engine::new(Parts {
         db: base.keyring.db().clone(),
         keys: Arc::new(RingKeys::new(Arc::clone(&base.keyring))),
         log: Arc::clone(log) as Arc<dyn EventLog>,
@@ -272,7 +275,7 @@ fn engine(base: &Base, log: &Arc<KafkaLog>, warehouse: &Arc<Warehouse>, vault: &
         prove,
         clock: Arc::clone(&base.clock),
         system_clock: Arc::clone(&base.system_clock),
-        signer: Arc::new(signer(&base.config)?),
+        signer: Arc::clone(signer),
         about: About {
             tool: PROGRAM.replace('/', " "),
             operator: "retain".to_owned(),
@@ -282,5 +285,5 @@ fn engine(base: &Base, log: &Arc<KafkaLog>, warehouse: &Arc<Warehouse>, vault: &
             request_due: REQUEST_DUE,
             expiry_due: EXPIRY_DUE,
         },
-    }))
+    })
 }

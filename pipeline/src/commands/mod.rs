@@ -3,6 +3,7 @@
 mod audit;
 mod cases;
 pub(crate) mod certificate;
+mod certificate_check;
 mod check;
 mod config;
 mod erase;
@@ -118,13 +119,15 @@ async fn dispatch(cli: Cli, metrics: PrometheusHandle) -> Result<u8, Failure> {
         Command::Verify { id } => Box::pin(cases::verify(load()?, &id, output)).await,
         Command::Certificate { command, id, out } => match (command, id, out) {
             (Some(CertificateCommand::Key), ..) => certificate::key(&load()?, output),
-            (Some(CertificateCommand::Check { file, key }), ..) => certificate::check(&file, &key, output),
+            (Some(CertificateCommand::Check(args)), ..) => certificate_check::check(&args, output),
+            (Some(CertificateCommand::Log { out }), ..) => certificate::log(load()?, &out, output).await,
             (Some(CertificateCommand::NewSigner { file, name }), ..) => certificate::new_signer(&file, &name, output),
             (None, Some(id), Some(out)) => certificate::write(load()?, &id, &out, output).await,
-            (None, ..) => Err(Failure::Use("certificate: give a case and --out DIR, or one of: key, check, new-signer".to_owned())),
+            (None, ..) => Err(Failure::Use("certificate: give a case and --out DIR, or one of: key, check, log, new-signer".to_owned())),
         },
         Command::Open(args) => open::run(load()?, args, output).await,
-        Command::Audit { command: AuditCommand::Verify } => audit::verify(load()?, output).await,
+        Command::Audit { command: AuditCommand::Verify(args) } => audit::verify(load()?, &args, output).await,
+        Command::Audit { command: AuditCommand::Checkpoint { out } } => audit::checkpoint(load()?, &out, output).await,
         Command::Config { command } => {
             config::run(&command, output);
             Ok(DONE)

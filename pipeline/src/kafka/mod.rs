@@ -17,6 +17,7 @@ mod native;
 mod needles;
 pub mod producer;
 pub mod prove;
+pub mod published;
 pub mod reader;
 pub mod record;
 pub mod roll;

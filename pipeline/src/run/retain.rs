@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sunder_retention::case::Progress;
-use sunder_retention::outbox;
+use sunder_retention::{audit, outbox};
 use sunder_schemas::ids::CaseId;
 use tokio_util::sync::CancellationToken;
 
@@ -118,6 +118,7 @@ impl CaseWork {
         self.open.store(open, Ordering::SeqCst);
         #[expect(clippy::cast_precision_loss, reason = "a gauge of a small number")]
         metrics::gauge!("sunder_retain_cases_open").set(open as f64);
+        tend_audit(app).await?;
         outbox::drain(app.base.keyring.db(), &*app.log).await.map_err(|e| chain(&e))?;
         app.base.keyring.sweep_quarantine().await.map_err(|e| chain(&e))?;
         Ok(())
@@ -134,4 +135,15 @@ impl CaseWork {
     fn unblock(&self, case_id: &CaseId) {
         self.blocked.lock().unwrap_or_else(PoisonError::into_inner).remove(case_id);
     }
+}
+
+/// Removes audit events that are older than the policy keeps them, and signs the chain's head from time to time.
+async fn tend_audit(app: &App) -> Result<(), String> {
+    let (db, now) = (app.base.keyring.db(), app.base.clock.now());
+    let rows = audit::expire(db, &app.signer, now, app.base.config.retention.audit).await.map_err(|e| chain(&e))?;
+    if rows > 0 {
+        tracing::info!(rows, "audit events went by age; their signed head stays");
+    }
+    audit::sign_head_if_old(db, &app.signer, now).await.map_err(|e| chain(&e))?;
+    Ok(())
 }

@@ -1,10 +1,7 @@
-//! From a verified case to its certificate: the statement, its signature, its leaf in the certificate log, its files.
+//! From a verified case to its certificate: the statement, and the key that signs it. The log of certificates is in `certlog.rs`.
 //!
-//! Invariants: a statement is only made from a [`Case<Verified>`](super::verify::Case); the log has one writer at a time, locked in the
-//! database, and a case has one leaf however often it is tried.
+//! Invariant: a statement is only made from a [`Case<Verified>`](super::verify::Case).
 
-use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -12,24 +9,21 @@ use std::path::Path;
 
 use ring::digest::{Context, SHA256};
 use ring::rand::{SecureRandom, SystemRandom};
-use serde_json::{Value, json};
-use sqlx::Row;
+use serde_json::Value;
 use sunder_schemas::certificate::{
-    Actor, CertificateError, FORM, Instant, Iso, LogEvidence, LogMark, Policy, Sanitisation, Statement, Subjects, Times, digest,
+    Actor, FORM, Instant, Iso, LogEvidence, LogMark, Policy, Sanitisation, Statement, Subjects, Times, digest,
 };
-use sunder_schemas::ids::{CaseId, KeyId};
-use sunder_schemas::note::{self, Hash, HashReader, NoteSigner};
+use sunder_schemas::ids::KeyId;
+use sunder_schemas::note::NoteSigner;
 use sunder_schemas::time::Period;
-use tlog_tiles::tlog;
 use zeroize::Zeroizing;
 
 use super::CaseError;
 use super::machine::{self, BrokenHistory, Event, Step};
 use super::scope::Listed;
 use super::steps::subjects_digest;
-use super::store::{self, extent_name};
+use super::store::extent_name;
 use super::verify::{Case, Verified};
-use crate::keydb::{DbError, KeyDb, Write, on};
 use crate::store::Mark;
 
 /// Longest signer file that is read, in bytes. Chosen: the line is about 150.
@@ -52,32 +46,6 @@ pub struct About {
     pub request_due: Period,
     /// How long after its opening an expiry case is due.
     pub expiry_due: Period,
-}
-
-/// The files of one certificate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Files {
-    /// `certificate.note`: the signed note.
-    pub note: Vec<u8>,
-    /// `certificate.json`: the same statement.
-    pub statement: Vec<u8>,
-    /// `certificate.proof`: proof of inclusion in the certificate log.
-    pub proof: Vec<u8>,
-    /// `certificate.pub`: the note verifier key, one line.
-    pub verifier_key: String,
-}
-
-impl Files {
-    /// Names and contents, as they are written to a folder.
-    #[must_use]
-    pub fn named(&self) -> [(&'static str, Vec<u8>); 4] {
-        [
-            ("certificate.note", self.note.clone()),
-            ("certificate.json", self.statement.clone()),
-            ("certificate.proof", self.proof.clone()),
-            ("certificate.pub", format!("{}\n", self.verifier_key).into_bytes()),
-        ]
-    }
 }
 
 /// Reads the signer in `path`; where there is none and `name` is given, makes one (mode 0600).
@@ -253,165 +221,4 @@ fn key_digest(keys: &[KeyId]) -> String {
         context.update(&key.0);
     }
     hex::encode(context.finish())
-}
-
-/// A leaf of the certificate log.
-#[derive(Debug)]
-pub(super) struct Issued {
-    leaf: u64,
-    note: String,
-    head: String,
-}
-
-impl Issued {
-    /// What the event `certified` keeps.
-    pub(super) fn evidence(&self) -> Value {
-        json!({ "leaf": self.leaf, "note_sha256": digest(&json!(self.note)) })
-    }
-
-    /// What goes to `privacy.certificates`: the certificate and the signed head that contains it.
-    pub(super) fn mirror(&self) -> Value {
-        json!({ "leaf": self.leaf, "note": self.note, "head": self.head })
-    }
-}
-
-/// Signs `statement` and appends it to the certificate log inside `tx`.
-pub(super) async fn issue(
-    db: &KeyDb,
-    tx: &mut Write,
-    case: &Case<Verified>,
-    statement: &Statement,
-    signer: &NoteSigner,
-) -> Result<Issued, CaseError> {
-    lock_log(tx).await?;
-    let taken = sqlx::query("SELECT leaf FROM certificate_leaf WHERE case_id = $1")
-        .bind(case.record().id.as_str().to_owned())
-        .fetch_optional(&mut **tx)
-        .await
-        .map_err(on("append to the certificate log"))?;
-    if taken.is_some() {
-        // Its event was committed with it: another process certified the case meanwhile.
-        return Err(CaseError::Contended);
-    }
-    let note = text(statement.sign(signer)?)?;
-    let sign = |size, root| text(signer.sign_head(size, root)?);
-    let (leaf, head) = append_leaf(db, tx, &case.record().id, &note, &statement.to_text()?, sign).await?;
-    Ok(Issued { leaf, note, head })
-}
-
-/// Locks the certificate log until `tx` ends and returns how many leaves it has.
-pub(super) async fn lock_log(tx: &mut Write) -> Result<u64, CaseError> {
-    let failed = on("append to the certificate log");
-    // The head's row is the lock: SQLite's writer has the database, PostgreSQL's waits here for the one before.
-    sqlx::query("UPDATE certificate_head SET size = size WHERE id = 1").execute(&mut **tx).await.map_err(&failed)?;
-    let row = sqlx::query("SELECT size FROM certificate_head WHERE id = 1").fetch_one(&mut **tx).await.map_err(&failed)?;
-    let size: i64 = row.try_get(0).map_err(&failed)?;
-    Ok(u64::try_from(size).map_err(|_| DbError::fixed("append to the certificate log", "bad_size"))?)
-}
-
-/// Appends the leaf of `note`, whose text is `signed_text`, to the log that [`lock_log`] locked; `head` gives the signed head of so many
-/// leaves with that root. Returns the leaf's number and the head.
-pub(super) async fn append_leaf(
-    db: &KeyDb,
-    tx: &mut Write,
-    case: &CaseId,
-    note: &str,
-    signed_text: &[u8],
-    head: impl FnOnce(u64, Hash) -> Result<String, CaseError>,
-) -> Result<(u64, String), CaseError> {
-    let failed = on("append to the certificate log");
-    let leaf = lock_log(tx).await?;
-    let hashes = Lookup::run(db, tx, |reader| tlog::stored_hashes(leaf, signed_text, reader)).await?;
-    for (position, hash) in (tlog::stored_hash_index(0, leaf)..).zip(&hashes) {
-        sqlx::query("INSERT INTO certificate_hash (position, hash) VALUES ($1, $2)")
-            .bind(signed(position)?)
-            .bind(hash.to_string())
-            .execute(&mut **tx)
-            .await
-            .map_err(&failed)?;
-    }
-    let size = leaf + 1;
-    let root = Lookup::run(db, tx, |reader| tlog::tree_hash(size, reader)).await?;
-    let path = Lookup::run(db, tx, |reader| tlog::prove_record(size, leaf, reader)).await?;
-    let head = head(size, root)?;
-    let proof = text(note::proof_file(leaf, &path, head.as_bytes()))?;
-    sqlx::query("INSERT INTO certificate_leaf (leaf, case_id, note, proof) VALUES ($1, $2, $3, $4)")
-        .bind(signed(leaf)?)
-        .bind(case.as_str().to_owned())
-        .bind(note.to_owned())
-        .bind(proof)
-        .execute(&mut **tx)
-        .await
-        .map_err(&failed)?;
-    sqlx::query("UPDATE certificate_head SET size = $1, note = $2 WHERE id = 1")
-        .bind(signed(size)?)
-        .bind(head.clone())
-        .execute(&mut **tx)
-        .await
-        .map_err(&failed)?;
-    Ok((leaf, head))
-}
-
-fn text(bytes: Vec<u8>) -> Result<String, CaseError> {
-    String::from_utf8(bytes).map_err(|_| CertificateError::NotAStatement.into())
-}
-
-fn signed(n: u64) -> Result<i64, CaseError> {
-    Ok(i64::try_from(n).map_err(|_| DbError::fixed("append to the certificate log", "bad_size"))?)
-}
-
-/// Reads the hashes that a calculation over the log asks for: a first run tells which, a second has them.
-#[derive(Default)]
-struct Lookup {
-    known: HashMap<u64, Hash>,
-    wanted: RefCell<HashSet<u64>>,
-}
-
-impl HashReader for Lookup {
-    fn read_hashes(&self, indexes: &[u64]) -> Result<Vec<Hash>, tlog::Error> {
-        self.wanted.borrow_mut().extend(indexes.iter().filter(|index| !self.known.contains_key(index)));
-        indexes.iter().map(|index| self.known.get(index).copied().ok_or(tlog::Error::IndexesNotInTree)).collect()
-    }
-}
-
-impl Lookup {
-    async fn run<T>(db: &KeyDb, tx: &mut Write, calculate: impl Fn(&Self) -> Result<T, tlog::Error>) -> Result<T, CaseError> {
-        let failed = on("read the certificate log");
-        let broken = |_| DbError::fixed("read the certificate log", "bad_hash");
-        let mut lookup = Self::default();
-        if let Ok(result) = calculate(&lookup) {
-            return Ok(result);
-        }
-        for index in lookup.wanted.take() {
-            let row = sqlx::query("SELECT hash FROM certificate_hash WHERE position = $1")
-                .bind(signed(index)?)
-                .fetch_one(&mut **tx)
-                .await
-                .map_err(&failed)?;
-            let hash: String = row.try_get(0).map_err(&failed)?;
-            lookup.known.insert(index, Hash::parse_hash(&hash).map_err(broken)?);
-        }
-        tracing::trace!(dialect = ?db.dialect(), hashes = lookup.known.len(), "certificate log read");
-        Ok(calculate(&lookup).map_err(broken)?)
-    }
-}
-
-/// The files of a certified case.
-///
-/// # Errors
-/// [`CaseError::NotFound`], [`CaseError::NotCertified`], [`CaseError::Note`] where another signer signed it.
-pub async fn certificate_files(db: &KeyDb, case: &CaseId, signer: &NoteSigner) -> Result<Files, CaseError> {
-    store::one(db, case).await?;
-    let failed = on("read a certificate");
-    let row = sqlx::query("SELECT note, proof FROM certificate_leaf WHERE case_id = $1")
-        .bind(case.as_str().to_owned())
-        .fetch_optional(db.pool())
-        .await
-        .map_err(&failed)?
-        .ok_or(CaseError::NotCertified)?;
-    let note: String = row.try_get(0).map_err(&failed)?;
-    let proof: String = row.try_get(1).map_err(&failed)?;
-    let verifier_key = signer.verifier_key();
-    let statement = note::open(note.as_bytes(), &verifier_key)?.text;
-    Ok(Files { note: note.into_bytes(), statement, proof: proof.into_bytes(), verifier_key })
 }

@@ -5,6 +5,7 @@
 //! a case only ends with a [`Case`] in state [`Verified`], which nothing but a verification that held can make.
 
 pub mod certify;
+mod certlog;
 mod control;
 mod engine;
 pub mod keys;
@@ -18,7 +19,8 @@ mod store;
 mod sweep;
 pub mod verify;
 
-pub use certify::{About, Files, certificate_files, signer_from_file};
+pub use certify::{About, signer_from_file};
+pub use certlog::{Files, KnownLog, LogFault, VerifiedLog, certificate_files, log_files, log_head, verify_log};
 pub use engine::{Engine, Parts};
 pub use keys::{Keys, RingKeys};
 pub use machine::{Progress, State};

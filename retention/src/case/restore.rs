@@ -9,16 +9,17 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::Row;
-use sunder_schemas::certificate::{Iso, Statement};
+use sunder_schemas::certificate::{CertificateError, Iso, Statement};
 use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, SellerId};
 use sunder_schemas::note::{self, NoteSigner};
 use sunder_schemas::time::Timestamp;
+use sunder_schemas::tlog;
 
 use super::engine::request_digest;
 use super::machine::{Event, State, Step};
 use super::scope::{Listed, Reason};
 use super::store::{self, Record};
-use super::{CaseError, certify};
+use super::{CaseError, certlog};
 use crate::keydb::{DbError, KeyDb, Write, blob, on};
 use crate::store::Extent;
 
@@ -96,7 +97,7 @@ pub async fn certificates(db: &KeyDb, signer: &NoteSigner, mut mirrored: Vec<Mir
     let mut taken = 0;
     for certificate in mirrored {
         let mut tx = db.begin_write().await?;
-        let size = certify::lock_log(&mut tx).await?;
+        let size = certlog::lock_log(&mut tx).await?;
         if certificate.leaf < size {
             continue;
         }
@@ -105,15 +106,11 @@ pub async fn certificates(db: &KeyDb, signer: &NoteSigner, mut mirrored: Vec<Mir
         }
         let verifier = signer.verifier_key();
         let text = note::open(certificate.note.as_bytes(), &verifier)?.text;
-        let head = note::open_head(certificate.head.as_bytes(), &verifier)?;
+        let head = tlog::open_head(certificate.head.as_bytes(), &verifier).map_err(CertificateError::from)?;
         let statement = Statement::from_text(&text)?;
         let signed = certificate.head.clone();
-        certify::append_leaf(db, &mut tx, &statement.case, &certificate.note, &text, |size, root| {
-            if head.size == size && head.root == root {
-                Ok(signed)
-            } else {
-                Err(DbError::fixed("take over the certificate log", "head_differs").into())
-            }
+        certlog::append_leaf(&mut tx, &statement.case, &certificate.note, &text, |made| {
+            if head == *made { Ok(signed) } else { Err(DbError::fixed("take over the certificate log", "head_differs").into()) }
         })
         .await?;
         certified(&mut tx, &statement, &certificate).await?;

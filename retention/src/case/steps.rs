@@ -16,7 +16,7 @@ use super::probe::Moment;
 use super::scope::{self, Listed};
 use super::store::{self, Record};
 use super::verify::{self, Case, Evidence, ScanAnswer, Seen, Verdict, VerifyReport};
-use super::{CaseError, certify, control};
+use super::{CaseError, certify, certlog, control};
 use crate::keydb::on;
 use crate::keyfiles;
 use crate::lease;
@@ -378,7 +378,7 @@ impl Engine {
         let is_durable = self.parts.log.is_durable();
         let statement = certify::statement(&case, events, &certified, &listed, &self.parts.about, is_durable)?;
         let mut tx = self.parts.db.begin_write().await?;
-        let issued = certify::issue(&self.parts.db, &mut tx, &case, &statement, &self.parts.signer).await?;
+        let issued = certlog::issue(&mut tx, &case, &statement, &self.parts.signer).await?;
         self.append(&mut tx, record, &Event { evidence: issued.evidence(), ..certified }).await?;
         super::engine::enqueue(&mut tx, "privacy.certificates", record.id.as_str(), &issued.mirror()).await?;
         self.reach(&record.id, "certify", Moment::Within("written")).await;

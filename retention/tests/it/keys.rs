@@ -8,14 +8,14 @@ use sunder_retention::deadline::Progress;
 use sunder_retention::keys::{Context, DataKey, KeyError, Keyring};
 use sunder_retention::lease::ErasedKeys;
 use sunder_retention::ledger::{self, Fate, SubjectState};
+use sunder_retention::outbox;
 use sunder_retention::store::Extent;
-use sunder_retention::{audit, outbox};
 use sunder_schemas::class::{Dataset, FieldGroup};
 use sunder_schemas::ids::KeyId;
 use sunder_schemas::outcome::DropReason;
 use sunder_schemas::time::Period;
 
-use crate::support::{candidate, databases, destroy, destroy_to, observed, order, seller};
+use crate::support::{candidate, databases, destroy, destroy_to, observed, order, seller, verified};
 
 fn key_of(admission: &Admission) -> Arc<DataKey> {
     match admission {
@@ -99,7 +99,7 @@ async fn erased_stays_erased_known_order_or_not() {
         let records = outbox::waiting(keyring.db(), 100).await.unwrap();
         let count = |topic: &str| records.iter().filter(|r| r.topic == topic).count();
         assert_eq!((count("privacy.erased"), count("keys.revoked"), count("audit.log")), (3, 1, 2));
-        assert_eq!(audit::verify(keyring.db()).await.unwrap().rows, 2);
+        assert_eq!(verified(keyring.db()).await.unwrap().rows, 2);
     }
 }
 

@@ -11,6 +11,7 @@ mod cases;
 mod files;
 mod keys;
 mod lease;
+mod logs;
 mod read;
 mod restore;
 mod sim;

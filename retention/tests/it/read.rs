@@ -3,7 +3,7 @@
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use sunder_retention::admit::Admission;
-use sunder_retention::audit::{self, VerifyError};
+use sunder_retention::audit::VerifyError;
 use sunder_retention::keys::{Context, KeyError, Keyring};
 use sunder_retention::names::{Named, name};
 use sunder_retention::open::{Opened, ReadError, StoredBlock, open};
@@ -13,7 +13,7 @@ use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::{MarketplaceId, OrderId, SellerId};
 use sunder_schemas::time::Period;
 
-use crate::support::{candidate, databases, destroy, order, seller};
+use crate::support::{candidate, databases, destroy, order, seller, verified};
 
 fn register() -> Register {
     let invoice = Purpose {
@@ -99,7 +99,7 @@ async fn a_read_is_allowed_recorded_and_then_opened() {
         destroy(keyring, 1, &[1]).await;
         assert_eq!(read(&WISH, &blocks).await.unwrap().state(), "erased");
 
-        assert_eq!(audit::verify(keyring.db()).await.unwrap().rows, 7, "{}", db.engine);
+        assert_eq!(verified(keyring.db()).await.unwrap().rows, 7, "{}", db.engine);
         let rows = keyring.db().pool().fetch_all("SELECT actor, action, object, outcome, detail FROM audit_event").await.unwrap();
         let log: String = rows.iter().flat_map(|row| (0..5).map(|c| row.get::<String, _>(c))).collect();
         assert!(!log.contains("Jane") && !log.contains("1234567") && log.contains("(not a name)"));
@@ -115,22 +115,22 @@ async fn a_changed_or_removed_audit_row_is_found() {
             read_named(keyring, &seller(), &order(1)).await;
         }
         let pool = keyring.db().pool();
-        assert_eq!(audit::verify(keyring.db()).await.unwrap().rows, 4);
+        assert_eq!(verified(keyring.db()).await.unwrap().rows, 4);
         let columns =
             [("at", "at + 1"), ("actor", "'x'"), ("action", "'x'"), ("object", "'x'"), ("outcome", "'denied'"), ("detail", "'{}'")];
         for (column, value) in columns {
             pool.execute("CREATE TABLE kept AS SELECT * FROM audit_event").await.unwrap();
             pool.execute(AssertSqlSafe(format!("UPDATE audit_event SET {column} = {value} WHERE seq = 3"))).await.unwrap();
-            assert_eq!(audit::verify(keyring.db()).await.unwrap_err(), VerifyError::Broken { seq: 3 }, "{} {column}", db.engine);
+            assert_eq!(verified(keyring.db()).await.unwrap_err(), VerifyError::Broken { seq: 3 }, "{} {column}", db.engine);
             pool.execute("DELETE FROM audit_event").await.unwrap();
             pool.execute("INSERT INTO audit_event SELECT * FROM kept").await.unwrap();
             pool.execute("DROP TABLE kept").await.unwrap();
         }
-        assert_eq!(audit::verify(keyring.db()).await.unwrap().rows, 4);
+        assert_eq!(verified(keyring.db()).await.unwrap().rows, 4);
         pool.execute("DELETE FROM audit_event WHERE seq = 4").await.unwrap();
-        assert_eq!(audit::verify(keyring.db()).await.unwrap_err(), VerifyError::Broken { seq: 4 }, "the last row too");
+        assert_eq!(verified(keyring.db()).await.unwrap_err(), VerifyError::Broken { seq: 4 }, "the last row too");
         pool.execute("DELETE FROM audit_event WHERE seq = 2").await.unwrap();
-        assert_eq!(audit::verify(keyring.db()).await.unwrap_err(), VerifyError::Broken { seq: 2 });
+        assert_eq!(verified(keyring.db()).await.unwrap_err(), VerifyError::Broken { seq: 2 });
     }
 }
 

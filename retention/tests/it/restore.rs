@@ -115,7 +115,7 @@ async fn what_was_erased_since_the_backup_is_destroyed_again_and_a_cut_off_resto
     assert!(ring.erased().withholds(batch[1].token) && ring.erased().withholds(batch[3].token));
     let noticed = mirror::noticed(ring.db()).await.unwrap();
     assert_eq!((noticed.len(), noticed[0].store.as_str(), noticed[0].is_settled), (1, "keys", false));
-    sunder_retention::audit::verify(ring.db()).await.unwrap();
+    crate::support::verified(ring.db()).await.unwrap();
 }
 
 #[tokio::test]

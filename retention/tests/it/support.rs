@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use sunder_retention::admit::Candidate;
+use sunder_retention::audit;
 use sunder_retention::deadline::{Observed, Policy, Progress};
+use sunder_retention::keydb::KeyDb;
 use sunder_retention::keys::{Keyring, SellerKeys};
 use sunder_retention::ledger::{Condemned, Destroyed, Destruction};
 use sunder_retention::store::Extent;
 use sunder_retention::testing::{TEST_DAY, TestKeys};
 use sunder_schemas::ids::{CaseId, OrderId, SellerId};
+use sunder_schemas::note::NoteSigner;
 use sunder_schemas::time::{ManualClock, Period, Timestamp};
 
 /// A policy without backup and margin.
@@ -78,4 +81,14 @@ pub(crate) async fn destroy_to(keyring: &Keyring, n: u32, orders: &[usize], exte
     let destroyed = sunder_retention::ledger::destroy(&mut tx, &destruction).await.unwrap();
     tx.commit().await.unwrap();
     destroyed
+}
+
+/// Who signs in these tests.
+pub(crate) fn signer() -> NoteSigner {
+    NoteSigner::from_seed("example.com/sunder", &[9; 32]).unwrap()
+}
+
+/// The audit chain read again, with nothing known of it from before.
+pub(crate) async fn verified(db: &KeyDb) -> Result<audit::Verified, audit::VerifyError> {
+    audit::verify(db, &signer().verifier_key(), &audit::Known::default()).await
 }

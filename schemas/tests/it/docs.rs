@@ -1,7 +1,10 @@
 //! The pages for people name every topic, outcome and code that the contract has.
 
+use sunder_schemas::certificate::CertificateError;
 use sunder_schemas::classify::{BodyCode, RejectCode};
+use sunder_schemas::note::NoteError;
 use sunder_schemas::outcome::{DeadLetterReason, DropReason, FilterReason};
+use sunder_schemas::tlog::LogError;
 use sunder_schemas::topic::{Profile, Topic};
 
 const ERRORS: &str = include_str!("../../../docs/errors.md");
@@ -38,4 +41,7 @@ fn every_code_has_its_remedy() {
     names(ERRORS, DeadLetterReason::ALL.iter().map(|reason| reason.as_str().to_owned()));
     names(ERRORS, BodyCode::ALL.iter().map(|code| code.as_str().to_owned()));
     names(ERRORS, RejectCode::ALL.iter().map(|code| code.as_str().to_owned()));
+    names(ERRORS, NoteError::ALL.iter().map(|code| code.code().to_owned()));
+    names(ERRORS, LogError::ALL.iter().map(|code| code.code().to_owned()));
+    names(ERRORS, CertificateError::ALL.iter().map(|code| code.code().to_owned()));
 }

@@ -11,6 +11,7 @@ mod register;
 mod restore;
 mod running;
 mod story;
+mod strangers;
 mod world;
 
 use std::collections::BTreeMap;

@@ -187,7 +187,7 @@ impl Kind {
         self.check_places(world, sent, says).await;
         let report = world.engine().verify(case).await.unwrap();
         assert!(report.holds, "{says}: {report:?}");
-        sunder_retention::audit::verify(world.ring.db()).await.expect(says);
+        crate::support::verified(world.ring.db()).await.expect(says);
     }
 
     async fn check_ledger(self, world: &World, case: &CaseId, says: &str) {

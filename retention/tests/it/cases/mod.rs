@@ -3,6 +3,7 @@
 mod crash;
 mod pass;
 mod restored;
+mod strangers;
 
 use sunder_retention::case::{self, EraseRequest, Progress, Reason, Scope, State};
 use sunder_retention::keys::KeyError;

@@ -45,7 +45,7 @@ async fn a_certificate_of_the_log_is_taken_over_and_what_was_asked_for_is_done()
     sunder_retention::outbox::drain(world.ring.db(), &*world.log).await.unwrap();
     let files = world.certificate(&younger).await;
     let told = world.log.state.lock().unwrap().published.clone();
-    let chain = audit::verify(world.ring.db()).await.unwrap();
+    let chain = crate::support::verified(world.ring.db()).await.unwrap();
 
     let db = KeyDb::open(&url, None).await.unwrap();
     let root = sunder_retention::root::FileRoot::open(&world.keys.folder.path().join("root.key")).unwrap();
@@ -57,7 +57,7 @@ async fn a_certificate_of_the_log_is_taken_over_and_what_was_asked_for_is_done()
         .collect();
     assert!(audit::take_over(&db, &rows).await.unwrap() > 0);
     assert_eq!(audit::take_over(&db, &rows).await.unwrap(), 0, "twice is once");
-    let here = audit::verify(&db).await.unwrap();
+    let here = crate::support::verified(&db).await.unwrap();
     assert_eq!((here.rows, &here.head), (chain.rows, &chain.head), "the chain goes on where it ended");
 
     let mirrored: Vec<Mirrored> = told
@@ -97,5 +97,5 @@ async fn a_certificate_of_the_log_is_taken_over_and_what_was_asked_for_is_done()
     world.ring = ring;
     assert_eq!(world.work(&asked).await, Progress::Done);
     assert_eq!(restore::leaves(&db).await.unwrap(), 4);
-    audit::verify(&db).await.unwrap();
+    crate::support::verified(&db).await.unwrap();
 }

@@ -183,7 +183,9 @@ impl Sim {
         self.check_places();
         let stored = self.stored().await;
         assert!(!stored.values().any(|row| row.state == "live" && row.deadline.is_some_and(|at| at <= now)), "something is due still");
-        sunder_retention::audit::verify(self.world.ring.db()).await.unwrap();
+        crate::support::verified(self.world.ring.db()).await.unwrap();
+        let key = crate::world::signer().verifier_key();
+        case::verify_log(self.world.ring.db(), &key, &case::KnownLog::default()).await.unwrap();
         assert!(!case::has_open_roll(self.world.ring.db()).await.unwrap());
         for s in 0..self.model.sellers.len() {
             self.check_seller(s).await;
