@@ -212,6 +212,7 @@ impl Search {
                     // A wrapped key does not say whose it is; the place does.
                     key: KeyId([0; 16]),
                     block: needle.to_vec(),
+                    is_buried: false,
                 }),
             });
             if taken == 0 {

@@ -93,12 +93,15 @@ pub struct Needles {
 /// A block that a scan met, for the recover test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundBlock {
-    /// The place, e.g. `sp.pii.orders.v1[3]@17` or `vault.sealed_block`.
+    /// The place, e.g. `sp.pii.orders.v1[3]@17 on broker 2` or `vault.sealed_block`.
     pub place: String,
     /// The key in its header.
     pub key: KeyId,
     /// The block.
     pub block: Vec<u8>,
+    /// Whether a tombstone lies above it, so that the log's cleaner alone is awaited. Where it is `false` the block stays until it is
+    /// deleted again.
+    pub is_buried: bool,
 }
 
 /// Something a scan cannot reach or must leave for now, named on the certificate.
@@ -136,6 +139,15 @@ pub struct ScanReport {
     pub controls_found: u64,
     /// What lies outside this scan.
     pub residual: Vec<Residual>,
+}
+
+/// Something that keeps the log from removing what is tombstoned, or from showing that it did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hindrance {
+    /// What, with topic, partition and broker, in words.
+    pub what: String,
+    /// Whether nothing may be certified while it lasts; `false`: it explains why something takes long.
+    pub stops: bool,
 }
 
 /// A store that can delete a subject's data.
@@ -224,6 +236,13 @@ pub trait EventLog: Send + Sync {
     /// [`StoreError`]: repeat; duplicates are harmless.
     async fn tombstone(&self, case: &str, subjects: &[Subject], extent: Extent) -> Result<Vec<Mark>, StoreError>;
 
+    /// As [`EventLog::tombstone`], and a tombstone where each value of `subjects` really lies: on whatever replica, partition and key
+    /// it is found, since a foreign writer may have put it elsewhere, and a replica may have kept what the others removed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn tombstone_found(&self, case: &str, subjects: &[Subject], extent: Extent) -> Result<Vec<Mark>, StoreError>;
+
     /// The present last record of every partition of every raw topic.
     ///
     /// # Errors
@@ -265,6 +284,13 @@ pub trait EventLog: Send + Sync {
     /// # Errors
     /// [`StoreError`]: unknown counts as drift.
     async fn drift(&self) -> Result<Vec<Drifted>, StoreError>;
+
+    /// What stands in the way of removing, and of reading again, the records up to `barrier`: a replica that is away, an open transaction,
+    /// a partition that gets no heartbeats. Mended from outside; the case then goes on by itself.
+    ///
+    /// # Errors
+    /// [`StoreError`]: unknown, so nothing is certified.
+    async fn hindrances(&self, barrier: &[Mark]) -> Result<Vec<Hindrance>, StoreError>;
 
     /// Whether deletion is physical here. The embedded broker answers `false`: the certificate then claims no physical proof.
     fn is_durable(&self) -> bool;

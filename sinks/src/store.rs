@@ -70,7 +70,7 @@ impl Reading {
                 crate::find::Trace::Bytes(_) => KeyId([0; 16]),
             };
             if self.found.len() < FOUND_MAX {
-                self.found.push(FoundBlock { place: place.to_owned(), key, block: block(hit.at) });
+                self.found.push(FoundBlock { place: place.to_owned(), key, block: block(hit.at), is_buried: false });
             }
         }
     }

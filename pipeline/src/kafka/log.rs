@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::{Value, json};
-use sunder_retention::store::{Drifted, EventLog, Extent, Mark, OutboxRecord, StoreError, Subject};
+use sunder_retention::store::{Drifted, EventLog, Extent, Hindrance, Mark, OutboxRecord, StoreError, Subject};
 use sunder_schemas::class::{Family, FieldGroup, Kind};
 use sunder_schemas::ids::{EntityToken, Offset, Partition, SellerId};
 use sunder_schemas::key;
@@ -16,8 +16,9 @@ use sunder_schemas::topic::Topic;
 use crate::kafka::admin::Drift;
 use crate::kafka::error::KafkaError;
 use crate::kafka::health::PlainContext;
+use crate::kafka::needles::KeyFinder;
 use crate::kafka::roll::{is_lowered, rolled};
-use crate::kafka::{Batch, Kafka, OutRecord, blocking};
+use crate::kafka::{Batch, Kafka, OutRecord, Range, Record, blocking};
 
 /// Header of records written for a case.
 pub const CASE_HEADER: &str = "sunder_case";
@@ -109,6 +110,37 @@ impl Kafka {
             }
         }
         Ok(())
+    }
+
+    /// Buries whatever holds a block of `subjects` or names one of them and still has a value, on the partition and under the key where
+    /// it lies on any replica. Business rows are left where `extent` says so.
+    fn bury_found(&self, batch: &Batch, case: &str, subjects: &[Subject], extent: Extent) -> Result<(), KafkaError> {
+        let finder = KeyFinder::new(subjects.iter().flat_map(|subject| subject.keys.iter().copied()));
+        let names: HashSet<String> = subjects.iter().map(|subject| key::state_key(&subject.seller, subject.token, None)).collect();
+        let topics: BTreeMap<String, Topic> =
+            topics_of_subjects().into_iter().filter(|topic| topic.is_compacted()).map(|topic| (self.topic(topic), topic)).collect();
+        let is_named =
+            |key: &[u8]| subject_part(key).and_then(|part| std::str::from_utf8(part).ok()).is_some_and(|part| names.contains(part));
+        let is_wanted = |record: &Record<'_>, key: &[u8]| {
+            let goes = topics.get(record.topic).is_some_and(|topic| topic.holds_sealed() || extent == Extent::WithBusinessData);
+            goes && is_named(key) || record.pieces().any(|bytes| finder.find(bytes).any(|hit| hit.is_block))
+        };
+        let mut living: BTreeSet<(String, i32, Vec<u8>)> = BTreeSet::new();
+        for (name, topic) in &topics {
+            let ranges: Vec<Range> =
+                (0..self.partitions(*topic)).map(|partition| self.whole_blocking(name, Partition(partition))).collect::<Result<_, _>>()?;
+            let of_brokers = self.read_replicas_blocking(ranges, |living: &mut BTreeSet<(i32, Vec<u8>)>, record| {
+                let Some(key) = record.key else { return };
+                let entry = (record.partition.0, key.to_vec());
+                if record.value.is_none() {
+                    living.remove(&entry);
+                } else if is_wanted(record, key) {
+                    living.insert(entry);
+                }
+            })?;
+            living.extend(of_brokers.into_iter().flatten().map(|(partition, key)| (name.clone(), partition, key)));
+        }
+        living.into_iter().try_for_each(|(topic, partition, key)| bury(batch, &topic, Partition(partition), &key, case))
     }
 
     /// The entities of `seller` that still have a value on a topic of subjects.
@@ -211,6 +243,17 @@ impl EventLog for KafkaLog {
         .await?)
     }
 
+    async fn tombstone_found(&self, case: &str, subjects: &[Subject], extent: Extent) -> Result<Vec<Mark>, StoreError> {
+        let (kafka, case, subjects) = (self.kafka.clone(), case.to_owned(), subjects.to_vec());
+        Ok(blocking(move || {
+            let batch = kafka.producer().batch();
+            kafka.bury_personal(&batch, &case, &subjects)?;
+            kafka.bury_found(&batch, &case, &subjects, extent)?;
+            Ok(batch.acked_blocking()?)
+        })
+        .await?)
+    }
+
     async fn raw_ends(&self) -> Result<Vec<Mark>, StoreError> {
         let kafka = self.kafka.clone();
         Ok(blocking(move || kafka.raw_ends_blocking()).await?)
@@ -264,12 +307,18 @@ impl EventLog for KafkaLog {
         Ok(states.iter().flat_map(|state| state.drift.iter().map(move |drift| drifted(&state.name, drift))).collect())
     }
 
+    async fn hindrances(&self, barrier: &[Mark]) -> Result<Vec<Hindrance>, StoreError> {
+        Ok(self.kafka.hindrances(barrier).await?)
+    }
+
     fn is_durable(&self) -> bool {
         !self.kafka.is_embedded()
     }
 
     async fn describe(&self) -> Result<Value, StoreError> {
         let mut topics = Vec::new();
+        let kafka = self.kafka.clone();
+        let view = if kafka.is_embedded() { None } else { Some(blocking(move || kafka.view_blocking()).await?) };
         let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
         for topic in topics_of_subjects() {
             let name = self.kafka.topic(topic);
@@ -281,6 +330,7 @@ impl EventLog for KafkaLog {
                 "incarnation": self.kafka.incarnation(&name).await?,
                 "partitions": self.kafka.partitions(topic),
                 "replicas": self.kafka.settings().replication,
+                "brokers": view.as_ref().map(|view| view.replicas_of(&name)),
             }));
         }
         Ok(json!({

@@ -10,6 +10,7 @@ pub mod embedded;
 pub mod error;
 mod health;
 pub mod heartbeat;
+pub mod hindrance;
 pub mod incarnation;
 pub mod log;
 mod mirror;
@@ -20,8 +21,10 @@ pub mod prove;
 pub mod published;
 pub mod reader;
 pub mod record;
+mod replicas;
 pub mod roll;
 pub mod settings;
+mod wire;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,8 +43,10 @@ pub use record::Record;
 pub use settings::{Broker, KafkaSettings, Security};
 
 use health::{Health, PlainContext};
+use hindrance::Views;
 use incarnation::Incarnations;
 use reader::ReaderOptions;
+use wire::Wire;
 
 /// How long `connect` tries before it gives up (DESIGN section 6: exit 1 within 30 s).
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
@@ -59,6 +64,8 @@ struct Shared {
     health: Health,
     incarnations: Incarnations,
     reader: ReaderOptions,
+    wire: Wire,
+    views: Views,
     producer: Producer,
 }
 
@@ -104,7 +111,8 @@ impl Kafka {
         let incarnations = Incarnations::new(admin, reader.clone(), format!("broker-{}", uuid::Uuid::new_v4().simple()));
         let timeout = Duration::from_millis(settings.times().message_timeout_ms.unsigned_abs());
         let producer = Producer::new(settings.producer(&address), health.clone(), incarnations.clone(), timeout)?;
-        Ok(Self { shared: Arc::new(Shared { settings, address, health, incarnations, reader, producer }) })
+        let wire = Wire::new(&address, settings.security.clone());
+        Ok(Self { shared: Arc::new(Shared { settings, address, health, incarnations, reader, wire, views: Views::default(), producer }) })
     }
 
     /// The settings it was made from.
@@ -234,6 +242,29 @@ impl Kafka {
         reader::read(&self.shared.reader, ranges, each)
     }
 
+    /// Reads every replica of `ranges` from its own first record to the range's end and gives each record to `each` with its broker's
+    /// state; the embedded broker, which has no replicas, is read as it serves. Returns the states. Blocks.
+    ///
+    /// # Errors
+    /// [`KafkaError::Call`]: a replica that cannot be read in full is named.
+    pub(crate) fn read_replicas_blocking<S: Default + Send>(
+        &self,
+        ranges: Vec<Range>,
+        each: impl Fn(&mut S, &Record<'_>) + Sync,
+    ) -> Result<Vec<S>, KafkaError> {
+        if self.is_embedded() {
+            let mut state = S::default();
+            self.read_blocking(&ranges, |record| {
+                each(&mut state, record);
+                Ok(())
+            })?;
+            return Ok(vec![state]);
+        }
+        let wanted: Vec<replicas::UpTo> = ranges.into_iter().map(replicas::UpTo::from).collect();
+        let read = replicas::read(self.wire(), &wanted, |_| S::default(), each)?;
+        Ok(read.into_iter().map(|(state, _)| state).collect())
+    }
+
     /// The whole of `partition` as it stands now.
     ///
     /// # Errors
@@ -245,6 +276,14 @@ impl Kafka {
 
     pub(crate) fn admin(&self) -> &AdminClient<PlainContext> {
         self.shared.incarnations.admin()
+    }
+
+    pub(crate) fn views(&self) -> &Views {
+        &self.shared.views
+    }
+
+    pub(crate) fn wire(&self) -> &Wire {
+        &self.shared.wire
     }
 
     pub(crate) fn health(&self) -> &Health {

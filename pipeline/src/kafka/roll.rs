@@ -77,7 +77,7 @@ impl Kafka {
         cleaned
     }
 
-    /// The partitions of `partitions` that still hold a value under a key of `wanted` or under `dead`.
+    /// The partitions of `partitions` of which any replica still holds a value under a key of `wanted` or under `dead`.
     async fn dirty(
         &self,
         topic: Topic,
@@ -88,15 +88,14 @@ impl Kafka {
         let (this, name, wanted, dead) = (self.clone(), self.topic(topic), Arc::clone(wanted), dead.to_owned());
         blocking(move || {
             let ranges = partitions.iter().map(|partition| this.whole_blocking(&name, *partition)).collect::<Result<Vec<_>, _>>()?;
-            let mut dirty: HashSet<i32> = HashSet::new();
-            this.read_blocking(&ranges, |record| {
-                let Some(key) = record.key.filter(|_| record.value.is_some()) else { return Ok(()) };
+            let dirty = this.read_replicas_blocking(ranges, |dirty: &mut HashSet<i32>, record| {
+                let Some(key) = record.key.filter(|_| record.value.is_some()) else { return };
                 let is_wanted = subject_part(key).and_then(|part| std::str::from_utf8(part).ok()).is_some_and(|part| wanted.contains(part));
                 if is_wanted || key == dead.as_bytes() {
                     dirty.insert(record.partition.0);
                 }
-                Ok(())
             })?;
+            let dirty: HashSet<i32> = dirty.into_iter().flatten().collect();
             Ok(partitions.into_iter().filter(|partition| dirty.contains(&partition.0)).collect())
         })
         .await

@@ -254,8 +254,6 @@ pub enum Action {
     Verify {
         /// The last barrier.
         barrier: Vec<Mark>,
-        /// The last tombstones: a finding at or below them waits for the cleaner, one above is a late record.
-        tombstones: Vec<Mark>,
     },
     /// Sign the certificate.
     Certify,
@@ -329,9 +327,7 @@ pub fn decide(events: &[Event], removal: Removal) -> Result<Action, BrokenHistor
         Step::TombstonedAgain => Action::BarrierAgain,
         Step::SinksClean | Step::SinksCleanAgain if removal == Removal::Forced => Action::IntendRoll,
         Step::RollIntended => Action::Roll,
-        Step::SinksClean | Step::SinksCleanAgain | Step::Rolled => {
-            Action::Verify { barrier: last_barrier(events)?, tombstones: last_tombstones(events)? }
-        }
+        Step::SinksClean | Step::SinksCleanAgain | Step::Rolled => Action::Verify { barrier: last_barrier(events)? },
         Step::Verified => Action::Certify,
         Step::Certified => Action::Finished,
     })
@@ -441,23 +437,6 @@ pub enum Progress {
     },
 }
 
-/// Where a finding lies in the log, from its place `topic[partition]@offset`; `None` for places outside the log.
-#[must_use]
-pub fn log_place(place: &str) -> Option<(&str, i32, i64)> {
-    let (front, offset) = place.rsplit_once('@')?;
-    let (topic, partition) = front.strip_suffix(']')?.rsplit_once('[')?;
-    Some((topic, partition.parse().ok()?, offset.parse().ok()?))
-}
-
-/// Whether the finding at `place` was appended after its tombstone: a late record, to be tombstoned again. One at or below it is
-/// merely waiting for the log's cleaner. A place outside the log, or one with no tombstone on its partition, counts as late.
-#[must_use]
-pub fn is_late(place: &str, tombstones: &[Mark]) -> bool {
-    log_place(place).is_none_or(|(topic, partition, offset)| {
-        !tombstones.iter().any(|mark| mark.topic == topic && mark.partition.0 == partition && offset <= mark.offset.0)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -509,8 +488,9 @@ mod tests {
     fn a_further_round_uses_its_own_tombstones_and_barrier() {
         let steps = [&STRAIGHT[..11], &[Step::FoundAgain, Step::TombstonedAgain, Step::BarrierAgain, Step::SinksCleanAgain]].concat();
         let events = history(&steps);
-        let Action::Verify { barrier, tombstones } = decide(&events).unwrap() else { panic!("verify is next") };
-        assert_eq!((barrier[0].offset.0, tombstones[0].offset.0), (14, 13));
+        let Action::Verify { barrier } = decide(&events).unwrap() else { panic!("verify is next") };
+        assert_eq!(barrier[0].offset.0, 14);
+        assert_eq!(last_tombstones(&events).unwrap()[0].offset.0, 13);
         assert_eq!(rounds(&events), 1);
     }
 
@@ -562,14 +542,5 @@ mod tests {
         for step in Step::ALL {
             assert_eq!(Step::parse(step.as_str()), Some(step));
         }
-    }
-
-    #[test]
-    fn a_finding_above_its_tombstone_is_late() {
-        let tombstone = Mark { topic: "sp.pii.orders.v1".into(), incarnation: "i".into(), partition: Partition(3), offset: Offset(17) };
-        let marks = [tombstone];
-        assert!(!is_late("sp.pii.orders.v1[3]@17", &marks) && !is_late("sp.pii.orders.v1[3]@2", &marks));
-        assert!(is_late("sp.pii.orders.v1[3]@18", &marks) && is_late("sp.pii.orders.v1[2]@1", &marks));
-        assert!(is_late("vault.sealed_block", &marks));
     }
 }

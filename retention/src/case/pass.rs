@@ -39,7 +39,6 @@ enum Reached {
 pub(super) struct Ask<'a> {
     pub(super) record: &'a Record,
     pub(super) barrier: &'a [Mark],
-    pub(super) tombstones: &'a [Mark],
     pub(super) cleaner: Cleaner,
 }
 
@@ -202,11 +201,18 @@ impl Engine {
             return Ok(stands.iter().map(|_| Ok(Did::Not(progress.clone()))).collect());
         }
         let asks: Vec<Ask<'_>> = stands.iter().filter_map(Stand::ask).collect();
-        let mut answers = Vec::with_capacity(stands.len());
-        for (stand, seen) in stands.iter().zip(self.look(&asks).await) {
-            answers.push(self.answer(&stand.record, &stand.events, seen));
+        // What stops one case stops those whose barrier it reaches, not the others.
+        let mut hindered = Vec::with_capacity(asks.len());
+        for ask in &asks {
+            hindered.push(self.hindered_by(ask.barrier).await.map_err(|error| error.to_string()).unwrap_or_else(Some));
         }
-        Ok(answers)
+        let free: Vec<Ask<'_>> = asks.into_iter().zip(&hindered).filter(|(_, why)| why.is_none()).map(|(ask, _)| ask).collect();
+        let mut seen = self.look(&free).await.into_iter();
+        let answers = stands.iter().zip(hindered).map(|(stand, why)| match why {
+            Some(why) => Ok(Did::Not(Progress::Blocked { why })),
+            None => self.answer(&stand.record, &stand.events, seen.next().unwrap_or(Err(CaseError::Request("nothing was read")))),
+        });
+        Ok(answers.collect())
     }
 
     /// Reads everything again for each of `asks`, in one reading of each store, and judges what was seen: one answer an ask, in order.
@@ -262,7 +268,8 @@ impl Engine {
     async fn judge(&self, ask: &Ask<'_>, search: &Search, reports: Vec<ScanReport>) -> Result<(Verdict, Seen), CaseError> {
         let (db, keys, record) = (&self.parts.db, &*self.parts.keys, ask.record);
         let (drift, _) = self.drift().await?;
-        let mut seen = Seen { drift, log: self.parts.log.describe().await?, ..Seen::default() };
+        let hindrances = self.parts.log.hindrances(ask.barrier).await?;
+        let mut seen = Seen { drift, hindrances, log: self.parts.log.describe().await?, ..Seen::default() };
         for mut report in reports {
             let found = report.found.len();
             report.found.retain(|block| block.key != search.control.key);
@@ -277,7 +284,7 @@ impl Engine {
         recover.controls_opened = u64::from(control::opens(db, keys, &record.id, &record.seller).await?);
         (seen.recover, seen.keys_tried) = (recover, keys_tried);
         let with_keys = u64::try_from(search.needles.keys.len()).unwrap_or(u64::MAX);
-        let verdict = verify::judge(&seen, with_keys, ask.barrier, ask.tombstones, self.key_backups(record));
+        let verdict = verify::judge(&seen, with_keys, ask.barrier, self.key_backups(record));
         Ok((verdict, seen))
     }
 
@@ -294,7 +301,7 @@ impl Engine {
 impl Stand {
     fn ask(&self) -> Option<Ask<'_>> {
         match &self.action {
-            Action::Verify { barrier, tombstones } => Some(Ask { record: &self.record, barrier, tombstones, cleaner: Cleaner::Awaited }),
+            Action::Verify { barrier } => Some(Ask { record: &self.record, barrier, cleaner: Cleaner::Awaited }),
             _ => None,
         }
     }

@@ -71,12 +71,14 @@ impl Engine {
             Action::TombstoneAgain => {
                 self.parts.keys.rewrite().await?;
                 self.reach(&record.id, "tombstone_again", Moment::Within("rewritten")).await;
-                Did::Event(Step::TombstonedAgain, marks(&self.tombstone(record).await?))
+                let (_, subjects) = self.subjects(record).await?;
+                let log = &self.parts.log;
+                Did::Event(Step::TombstonedAgain, marks(&log.tombstone_found(record.id.as_str(), &subjects, record.extent).await?))
             }
             Action::BarrierAgain => Did::Event(Step::BarrierAgain, marks(&self.parts.log.barrier().await?)),
             Action::IntendRoll => Did::Event(Step::RollIntended, json!({})),
             Action::Roll => self.roll(record).await?,
-            Action::Verify { barrier, tombstones } => self.verify_step(record, events, &barrier, &tombstones).await?,
+            Action::Verify { barrier } => self.verify_step(record, events, &barrier).await?,
             Action::Certify => self.certify(record, events).await?,
             Action::Finished => Did::Not(Progress::Done),
         })
@@ -266,14 +268,22 @@ impl Engine {
         })
     }
 
-    async fn verify_step(&self, record: &Record, events: &[Event], barrier: &[Mark], tombstones: &[Mark]) -> Result<Did, CaseError> {
+    /// What stops the reading up to `barrier`.
+    pub(super) async fn hindered_by(&self, barrier: &[Mark]) -> Result<Option<String>, CaseError> {
+        Ok(verify::stopping(&self.parts.log.hindrances(barrier).await?))
+    }
+
+    async fn verify_step(&self, record: &Record, events: &[Event], barrier: &[Mark]) -> Result<Did, CaseError> {
         if let Some(last) = self.paused(&record.id) {
             return Ok(Did::Not(last));
         }
         if let Some(progress) = self.stopped_by().await? {
             return Ok(Did::Not(progress));
         }
-        let ask = Ask { record, barrier, tombstones, cleaner: Cleaner::Awaited };
+        if let Some(why) = self.hindered_by(barrier).await? {
+            return Ok(Did::Not(Progress::Blocked { why }));
+        }
+        let ask = Ask { record, barrier, cleaner: Cleaner::Awaited };
         let seen = self.look(&[ask]).await.pop().unwrap_or(Err(CaseError::Request("nothing was read")));
         self.answer(record, events, seen)
     }
@@ -295,9 +305,12 @@ impl Engine {
                 "{count} blocks of erased subjects are still found after {ROUNDS_MAX} rounds, first in {}",
                 places.join(", ")
             )),
-            Ok((Verdict::Cleaning { count }, _)) => Ok(Did::Not(self.pause(&record.id, |again| {
+            Ok((Verdict::Cleaning { count }, seen)) => Ok(Did::Not(self.pause(&record.id, |again| {
                 let why = format!("{count} tombstoned blocks wait for the log's cleaner");
-                Progress::Waiting { why, again }
+                if seen.hindrances.is_empty() {
+                    return Progress::Waiting { why, again };
+                }
+                Progress::Blocked { why: format!("{why}: {}", verify::said(&seen.hindrances)) }
             }))),
             Ok((Verdict::Blocked(why), _)) => blocked(why),
             Err(CaseError::Store(error)) => blocked(error.to_string()),
@@ -331,9 +344,7 @@ impl Engine {
             store.plant(&control).await?;
         }
         let barrier = self.parts.log.barrier().await?;
-        let events = store::events(&self.parts.db, case).await?;
-        let tombstones = machine::last_tombstones(&events).unwrap_or_default();
-        let ask = Ask { record: &record, barrier: &barrier, tombstones: &tombstones, cleaner: Cleaner::Passed };
+        let ask = Ask { record: &record, barrier: &barrier, cleaner: Cleaner::Passed };
         let (verdict, seen) = self.look(&[ask]).await.pop().unwrap_or(Err(CaseError::Request("nothing was read")))?;
         if record.certified_at.is_some() {
             self.unplant(case).await;

@@ -12,13 +12,12 @@ use sunder_schemas::ids::{CaseId, KeyId, SellerId};
 use sunder_schemas::private::SealedBlock;
 
 use super::keys::Keys;
-use super::machine::is_late;
 use super::scope::Listed;
 use super::{CaseError, Record};
 use crate::keydb::{KeyDb, on};
 use crate::keyfiles;
 use crate::keys::{DataKey, commits};
-use crate::store::{FoundBlock, Mark, ScanReport};
+use crate::store::{FoundBlock, Hindrance, Mark, ScanReport};
 
 /// Trials of one recover test at the most, keys times witnesses. Chosen: a second of one core (0.4 us each, kafka-design 5.1); the
 /// number tried is on the certificate.
@@ -85,6 +84,7 @@ pub(super) struct Seen {
     /// Controls that must be gone and are not yet: shows where the log's cleaner has not passed.
     pub(super) dead_controls: u64,
     pub(super) drift: Vec<String>,
+    pub(super) hindrances: Vec<Hindrance>,
     pub(super) log: serde_json::Value,
 }
 
@@ -93,14 +93,14 @@ pub(super) struct Seen {
 pub(super) enum Verdict {
     /// Nothing found, nothing opened, all controls in place.
     Holds(Box<Evidence>),
-    /// Records that were appended after their tombstone, or rows a store kept: to be deleted again.
+    /// Records that no tombstone covers, or rows a store kept: to be deleted again.
     Late {
         /// How many.
         count: u64,
         /// The first of them.
         places: Vec<String>,
     },
-    /// Only values below their tombstones: the log's cleaner has not been there yet.
+    /// Only values under their tombstones: the log's cleaner has not been there yet.
     Cleaning {
         /// How many.
         count: u64,
@@ -156,15 +156,29 @@ impl<S> Case<S> {
     }
 }
 
+/// What is said of hindrances.
+pub(super) fn said(hindrances: &[Hindrance]) -> String {
+    hindrances.iter().map(|hindrance| hindrance.what.as_str()).collect::<Vec<_>>().join("; ")
+}
+
+/// What is said of those that stop a case; `None` where none does.
+pub(super) fn stopping(hindrances: &[Hindrance]) -> Option<String> {
+    let stopping: Vec<Hindrance> = hindrances.iter().filter(|hindrance| hindrance.stops).cloned().collect();
+    (!stopping.is_empty()).then(|| said(&stopping))
+}
+
 /// What is said of drift.
 pub(super) fn drifted(drift: &[String]) -> String {
     format!("topic settings drifted: {}", drift.join("; "))
 }
 
 /// Judges what was seen, in the order of what must be mended first.
-pub(super) fn judge(seen: &Seen, with_keys: u64, barrier: &[Mark], tombstones: &[Mark], key_backups: Option<Remains>) -> Verdict {
+pub(super) fn judge(seen: &Seen, with_keys: u64, barrier: &[Mark], key_backups: Option<Remains>) -> Verdict {
     if !seen.drift.is_empty() {
         return Verdict::Blocked(drifted(&seen.drift));
+    }
+    if let Some(why) = stopping(&seen.hindrances) {
+        return Verdict::Blocked(why);
     }
     if seen.reports.is_empty() {
         return Verdict::Blocked("no store was read".to_owned());
@@ -179,7 +193,7 @@ pub(super) fn judge(seen: &Seen, with_keys: u64, barrier: &[Mark], tombstones: &
         }
     }
     let found: Vec<&FoundBlock> = seen.reports.iter().flat_map(|report| &report.found).collect();
-    let late: Vec<&FoundBlock> = found.iter().copied().filter(|block| is_late(&block.place, tombstones)).collect();
+    let late: Vec<&FoundBlock> = found.iter().copied().filter(|block| !block.is_buried).collect();
     if !late.is_empty() {
         let places = late.iter().take(FOUND_NAMED_MAX).map(|block| block.place.clone()).collect();
         return Verdict::Late { count: count(late.len()), places };

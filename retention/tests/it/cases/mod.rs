@@ -9,7 +9,7 @@ use sunder_retention::case::{self, EraseRequest, Progress, Reason, Scope, State}
 use sunder_retention::keys::KeyError;
 use sunder_retention::lease::ErasedKeys;
 use sunder_retention::sellers;
-use sunder_retention::store::Drifted;
+use sunder_retention::store::{Drifted, Hindrance};
 use sunder_schemas::certificate::check;
 use sunder_schemas::ids::{CaseId, SellerId};
 use sunder_schemas::time::{Clock as _, Period};
@@ -365,10 +365,14 @@ async fn what_another_process_lowers_for_a_roll_is_waited_for_and_is_drift_once_
     assert!(!world.show(&case).await.blocked);
 }
 
+fn away() -> Hindrance {
+    Hindrance { what: "broker 3 does not have its replica of sp.pii.orders.v1[0] ready (BrokerAway)".to_owned(), stops: true }
+}
+
 #[tokio::test]
 async fn what_cannot_be_read_drifted_or_lost_its_control_blocks_until_it_is_mended() {
     type Spoil = fn(&World);
-    let spoils: [(Spoil, Spoil, &str); 5] = [
+    let spoils: [(Spoil, Spoil, &str); 6] = [
         (|w| w.vault.set(Manner::Unreadable), |w| w.vault.set(Manner::Honest), "vault could not scan sealed_block: io"),
         (|w| w.vault.set(Manner::Forgetful), |w| w.vault.set(Manner::Honest), "store vault found 0 of 1 planted controls"),
         (|w| w.log.lock().is_blind = true, |w| w.log.lock().is_blind = false, "store log found 0 of 2"),
@@ -377,6 +381,7 @@ async fn what_cannot_be_read_drifted_or_lost_its_control_blocks_until_it_is_mend
             |w| w.log.lock().drift.clear(),
             "topic settings drifted: sp.pii.orders.v1",
         ),
+        (|w| w.log.lock().hindrances = vec![away()], |w| w.log.lock().hindrances.clear(), "broker 3 does not have its replica"),
         (|w| w.log.lock().is_blind = true, |w| w.log.lock().is_blind = false, "its scan is void"),
     ];
     for (spoil, mend, says) in spoils {

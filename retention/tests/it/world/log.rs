@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use serde_json::json;
 use sunder_retention::lease::ErasedKeys;
 use sunder_retention::store::{
-    Control, Drifted, EventLog, Extent, FoundBlock, Mark, Needles, OutboxRecord, Place, Prove, Residual, ScanReport, StoreError, Subject,
+    Control, Drifted, EventLog, Extent, FoundBlock, Hindrance, Mark, Needles, OutboxRecord, Place, Prove, Residual, ScanReport, StoreError,
+    Subject,
 };
 use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::{EntityToken, KeyId, Offset, Partition, SellerId};
@@ -89,6 +90,7 @@ pub(crate) struct LogState {
     known: HashMap<String, Known>,
     pub(crate) published: Vec<OutboxRecord>,
     pub(crate) drift: Vec<Drifted>,
+    pub(crate) hindrances: Vec<Hindrance>,
     pub(crate) is_splitter_down: bool,
     pub(crate) is_cleaner_down: bool,
     pub(crate) is_blind: bool,
@@ -354,6 +356,10 @@ impl EventLog for FakeLog {
         })
     }
 
+    async fn tombstone_found(&self, case: &str, subjects: &[Subject], extent: Extent) -> Result<Vec<Mark>, StoreError> {
+        self.tombstone(case, subjects, extent).await
+    }
+
     async fn raw_ends(&self) -> Result<Vec<Mark>, StoreError> {
         self.fuse.call(|| {
             let mut state = self.lock();
@@ -422,6 +428,10 @@ impl EventLog for FakeLog {
         self.fuse.call(|| self.lock().drift.clone())
     }
 
+    async fn hindrances(&self, _barrier: &[Mark]) -> Result<Vec<Hindrance>, StoreError> {
+        self.fuse.call(|| self.lock().hindrances.clone())
+    }
+
     fn is_durable(&self) -> bool {
         self.is_durable
     }
@@ -457,6 +467,10 @@ impl LogState {
         };
         let mut live: BTreeSet<(KeyId, usize)> = BTreeSet::new();
         let mut read = 0;
+        let mut last_tombstones: HashMap<(Topic, usize, &str), i64> = HashMap::new();
+        for (topic, partition, record) in self.records(&Topic::KEPT).filter(|(_, _, record)| record.value.is_none()) {
+            last_tombstones.insert((topic, partition, &record.key), record.offset);
+        }
         for (topic, partition, record) in self.records(&Topic::KEPT) {
             if self.is_blind || !is_read(topic, partition, record.offset) {
                 continue;
@@ -470,7 +484,9 @@ impl LogState {
                 if is_canary && record.key.ends_with("|live") {
                     live.insert((*key, partition));
                 } else {
-                    report.found.push(FoundBlock { place: place.clone(), key: *key, block: row.block.clone() });
+                    let is_buried =
+                        last_tombstones.get(&(topic, partition, record.key.as_str())).is_some_and(|offset| *offset > record.offset);
+                    report.found.push(FoundBlock { place: place.clone(), key: *key, block: row.block.clone(), is_buried });
                 }
             }
         }

@@ -164,7 +164,12 @@ impl Prove for FakeStore {
             };
             for row in held.rows.values() {
                 let found = needles.keys.iter().filter(|key| contains(&row.block, **key));
-                report.found.extend(found.map(|key| FoundBlock { place: place.clone(), key: *key, block: row.block.clone() }));
+                report.found.extend(found.map(|key| FoundBlock {
+                    place: place.clone(),
+                    key: *key,
+                    block: row.block.clone(),
+                    is_buried: false,
+                }));
                 report.controls_found += u64::from(needles.controls.iter().any(|key| contains(&row.block, *key)));
             }
             if self.manner() == Manner::Forgetful {
