@@ -1,5 +1,8 @@
 //! `sunder check`: config, connections, topic drift, key rights, clock, planner statistics, gaps, unclassified fields.
 
+use std::time::Duration;
+
+use sunder_retention::case::{self, State};
 use sunder_retention::cursor;
 use sunder_retention::mirror::{self, Noticed, Standing};
 use sunder_retention::sellers::{self, SellerState};
@@ -15,6 +18,9 @@ use crate::output::Output;
 
 /// Policy and system clock may differ by the configured offset only; more than this is said (chosen).
 const CLOCK_SKEW_MS_MAX: i64 = 5_000;
+
+/// How long a hindrance must last to be said: transactions of a working producer end in less (chosen).
+const STAYS_FOR: Duration = Duration::from_secs(2);
 
 /// Runs every probe and prints its line; one that fails does not stop the others.
 pub(super) async fn run(config: Config, output: Output) -> Result<u8, Failure> {
@@ -67,6 +73,7 @@ async fn log(config: &Config) -> (Option<Kafka>, Vec<Entry>) {
             entries.push(fail("topics", crate::telemetry::chain(&error), "see that the principal may describe topics and settings"))
         }
     }
+    entries.extend(hindrances(&kafka).await);
     (Some(kafka), entries)
 }
 
@@ -102,6 +109,27 @@ fn restore(noticed: &Noticed) -> Entry {
         count("ledger_rows")
     );
     ok(&name, done)
+}
+
+/// What keeps the log from removing what is tombstoned. A transaction that ends within seconds hinders nobody: what is said is what
+/// stays.
+async fn hindrances(kafka: &Kafka) -> Vec<Entry> {
+    let fix = "see docs/operations.md, section Cases that do not go on";
+    let mut found = match kafka.hindrances(&[]).await {
+        Ok(found) => found,
+        Err(error) => return vec![fail("replicas", crate::telemetry::chain(&error), fix)],
+    };
+    if !found.is_empty() {
+        tokio::time::sleep(STAYS_FOR).await;
+        match kafka.hindrances(&[]).await {
+            Ok(again) => found.retain(|each| !each.stops || again.contains(each)),
+            Err(error) => return vec![fail("replicas", crate::telemetry::chain(&error), fix)],
+        }
+    }
+    if found.is_empty() {
+        return vec![ok("replicas", "all in sync, no transaction open, heartbeats arrive")];
+    }
+    found.into_iter().map(|each| if each.stops { fail("replicas", each.what, fix) } else { warn("replicas", each.what, fix) }).collect()
 }
 
 async fn stores(base: &Base) -> Vec<Entry> {
@@ -155,6 +183,13 @@ async fn polling(base: &Base) -> Vec<Entry> {
             )
         })),
         Err(error) => entries.push(fail("sellers", crate::telemetry::chain(&error), "see keys.database")),
+    }
+    match case::list(db).await {
+        Ok(cases) => entries.extend(cases.into_iter().filter(|case| case.state != State::Certified).filter_map(|case| {
+            let detail = format!("{} ({}) waits: {}", case.id, case.state, case.blocked_by?);
+            Some(warn("case", detail, "see docs/operations.md, section Cases that do not go on"))
+        })),
+        Err(error) => entries.push(fail("cases", crate::telemetry::chain(&error), "see keys.database")),
     }
     match cursor::open_gaps(db, None).await {
         Ok(gaps) if gaps.is_empty() => entries.push(ok("gaps", "none open")),

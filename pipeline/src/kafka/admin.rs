@@ -8,19 +8,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
 use serde::Serialize;
 use sunder_schemas::ids::Partition;
 use sunder_schemas::topic::Topic;
 
 use crate::kafka::error::{KafkaError, code_name};
 use crate::kafka::incarnation::{INCARNATION_HEADER, INCARNATION_KEY};
+use crate::kafka::reader::is_passing;
 use crate::kafka::{Kafka, OutRecord, blocking, native};
 
 /// How long an admin call may take on the broker.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long new topics may take to have leaders everywhere (three brokers on two cores: 5 s, kafka-confirmed section 2).
-const LEADERS_WITHIN: Duration = Duration::from_secs(30);
+/// How long new topics may take to have leaders everywhere (three brokers on two idle cores: 5 s, kafka-confirmed section 2).
+const LEADERS_WITHIN: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -224,7 +225,7 @@ impl Kafka {
     /// Sets `settings` of the topic called `name`, leaves every other override as it is, and returns once the brokers show them.
     ///
     /// # Errors
-    /// [`KafkaError::Call`] with the broker's code; `NotSpread` where a broker still shows other values after 30 s.
+    /// [`KafkaError::Call`] with the broker's code; `NotSpread` where a broker still shows other values after 60 s.
     pub async fn set_settings(&self, name: &str, settings: Vec<(String, String)>) -> Result<(), KafkaError> {
         let (this, topic, wanted) = (self.clone(), name.to_owned(), settings.clone());
         blocking(move || {
@@ -371,11 +372,17 @@ impl Kafka {
             return Ok(settings);
         }
         let resources: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
-        let results = self
-            .admin()
-            .describe_configs(&resources, &options())
-            .await
-            .map_err(|error| KafkaError::call("describe topic settings", &error))?;
+        let started = Instant::now();
+        let mut ask = tokio::time::interval(LOOK_EVERY);
+        let results = loop {
+            ask.tick().await;
+            match self.admin().describe_configs(&resources, &options()).await {
+                Ok(results) => break results,
+                // The broker that was asked has just gone: the client asks another.
+                Err(ClientError::AdminOp(code)) if is_passing(code) && started.elapsed() < ADMIN_TIMEOUT => {}
+                Err(error) => return Err(KafkaError::call("describe topic settings", &error)),
+            }
+        };
         // Results come in the order of the question.
         for (name, result) in names.iter().zip(results) {
             let result = result

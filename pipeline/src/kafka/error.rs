@@ -99,6 +99,7 @@ pub(crate) fn code_of(error: &ClientError) -> String {
     match error {
         ClientError::ClientConfig(_, _, key, _) => format!("ClientOption({key})"),
         ClientError::ClientCreation(_) => "ClientCreation".to_owned(),
+        ClientError::AdminOp(code) => code_name(*code),
         ClientError::AdminOpCreation(_) => "AdminOpCreation".to_owned(),
         ClientError::Nul(_) => "NulByte".to_owned(),
         ClientError::PartitionEOF(_) => "PartitionEof".to_owned(),

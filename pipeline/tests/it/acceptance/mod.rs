@@ -1,6 +1,8 @@
 //! The product as an operator runs it: real processes, Apache Kafka, PostgreSQL, the simulated API, and searches that try to break
 //! the promises.
 
+mod brokers;
+mod cluster;
 mod door;
 mod driving;
 mod extent;
