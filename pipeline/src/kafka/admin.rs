@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::error::{KafkaError as ClientError, RDKafkaErrorCode};
+use rdkafka::error::RDKafkaErrorCode;
 use serde::Serialize;
 use sunder_schemas::ids::Partition;
 use sunder_schemas::topic::Topic;
 
 use crate::kafka::error::{KafkaError, code_name};
 use crate::kafka::incarnation::{INCARNATION_HEADER, INCARNATION_KEY};
-use crate::kafka::reader::is_passing;
+use crate::kafka::wire::Settings;
 use crate::kafka::{Kafka, OutRecord, blocking, native};
 
 /// How long an admin call may take on the broker.
@@ -233,22 +233,38 @@ impl Kafka {
             native::set_topic_settings(this.admin().inner(), &topic, &settings, ADMIN_TIMEOUT)
         })
         .await?;
-        // The client asks any broker, and each learns of the change by itself: as many looks in a row as there are replicas.
+        // Each broker learns of the change by itself.
         let started = Instant::now();
         let mut look = tokio::time::interval(LOOK_EVERY);
-        let mut equal_looks = 0;
-        while equal_looks < self.settings().replication.max(1) {
+        loop {
             look.tick().await;
-            let found = self.settings_of(&[name]).await?.remove(name);
-            let is_seen = found
-                .and_then(Result::ok)
-                .is_some_and(|found| wanted.iter().all(|(setting, value)| found.get(setting).is_some_and(|found| is_same(value, found))));
-            equal_looks = if is_seen { equal_looks + 1 } else { 0 };
+            if self.shown_by_all(name, &wanted).await? {
+                return Ok(());
+            }
             if started.elapsed() > LEADERS_WITHIN {
                 return Err(KafkaError::own(format!("set settings of {name}"), "NotSpread"));
             }
         }
-        Ok(())
+    }
+
+    /// Whether every broker that is alive shows `wanted` of the topic called `name`.
+    async fn shown_by_all(&self, name: &str, wanted: &[(String, String)]) -> Result<bool, KafkaError> {
+        let shows = |found: Settings| {
+            found.is_ok_and(|found| wanted.iter().all(|(setting, value)| found.get(setting).is_some_and(|found| is_same(value, found))))
+        };
+        if self.is_embedded() {
+            return Ok(self.settings_of(&[name]).await?.remove(name).is_some_and(shows));
+        }
+        let (this, topic) = (self.clone(), name.to_owned());
+        let told = blocking(move || {
+            let brokers = this.wire().layout(&[])?.brokers;
+            brokers
+                .values()
+                .map(|address| Ok(this.wire().broker(address)?.topic_settings(&[&topic])?.remove(&topic)))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        // One that died a moment ago is still named as alive: the next look knows.
+        Ok(told.await.is_ok_and(|told: Vec<Option<Settings>>| told.into_iter().all(|settings| settings.is_some_and(shows))))
     }
 
     /// The value of one setting of the topic called `name`; `None` where the broker does not tell it.
@@ -366,23 +382,26 @@ impl Kafka {
         .await
     }
 
-    async fn settings_of(&self, names: &[&str]) -> Result<BTreeMap<String, Result<BTreeMap<String, String>, String>>, KafkaError> {
+    async fn settings_of(&self, names: &[&str]) -> Result<BTreeMap<String, Settings>, KafkaError> {
         let mut settings = BTreeMap::new();
         if names.is_empty() {
             return Ok(settings);
         }
+        if !self.is_embedded() {
+            // Not by librdkafka: it asks what it takes for the controller, which may be a broker that has just died.
+            let (this, names) = (self.clone(), names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+            return blocking(move || {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                this.wire().ask_any(|broker| broker.topic_settings(&names))
+            })
+            .await;
+        }
         let resources: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
-        let started = Instant::now();
-        let mut ask = tokio::time::interval(LOOK_EVERY);
-        let results = loop {
-            ask.tick().await;
-            match self.admin().describe_configs(&resources, &options()).await {
-                Ok(results) => break results,
-                // The broker that was asked has just gone: the client asks another.
-                Err(ClientError::AdminOp(code)) if is_passing(code) && started.elapsed() < ADMIN_TIMEOUT => {}
-                Err(error) => return Err(KafkaError::call("describe topic settings", &error)),
-            }
-        };
+        let results = self
+            .admin()
+            .describe_configs(&resources, &options())
+            .await
+            .map_err(|error| KafkaError::call("describe topic settings", &error))?;
         // Results come in the order of the question.
         for (name, result) in names.iter().zip(results) {
             let result = result
@@ -395,11 +414,18 @@ impl Kafka {
 
     /// Brokers whose cleaner is switched off; brokers that may not be asked are left out.
     async fn diff_brokers(&self, brokers: &[i32]) -> Vec<TopicState> {
+        if self.is_embedded() {
+            return Vec::new();
+        }
+        let (this, asked) = (self.clone(), brokers.to_vec());
+        let told = blocking(move || {
+            let addresses = this.wire().layout(&[])?.brokers;
+            let of = |id: &i32| Some((*id, this.wire().broker(addresses.get(id)?).ok()?.own_settings(*id).ok()?.ok()?));
+            Ok(asked.iter().filter_map(of).collect::<Vec<_>>())
+        });
         let mut states = Vec::new();
-        for broker in brokers {
-            let asked = self.admin().describe_configs(&[ResourceSpecifier::Broker(*broker)], &options()).await;
-            let Ok(Some(Ok(resource))) = asked.map(|results| results.into_iter().next()) else { continue };
-            if resource.get("log.cleaner.enable").and_then(|entry| entry.value.as_deref()) == Some("false") {
+        for (broker, settings) in told.await.unwrap_or_default() {
+            if settings.get("log.cleaner.enable").is_some_and(|value| value == "false") {
                 let drift = vec![Drift::new("log.cleaner.enable", "true", "false")];
                 states.push(TopicState { name: format!("broker {broker}"), drift });
             }

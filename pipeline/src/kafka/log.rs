@@ -1,7 +1,7 @@
 //! What erasure asks of the event log: tombstones, ends, barriers, and how the log stands.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rdkafka::TopicPartitionList;
@@ -18,10 +18,12 @@ use crate::kafka::error::KafkaError;
 use crate::kafka::health::PlainContext;
 use crate::kafka::needles::KeyFinder;
 use crate::kafka::roll::{is_lowered, rolled};
-use crate::kafka::{Batch, Kafka, OutRecord, Range, Record, blocking};
+use crate::kafka::{Batch, Kafka, OutRecord, ProduceError, Range, Record, blocking};
 
 /// Header of records written for a case.
 pub const CASE_HEADER: &str = "sunder_case";
+/// How long a publication is tried: a broker that died is fenced after 9 s (`broker.session.timeout.ms`) and its partitions get leaders then.
+const PUBLISH_WITHIN: Duration = Duration::from_secs(20);
 /// How long the coordinator may take to tell committed offsets.
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -206,28 +208,42 @@ impl Kafka {
     }
 }
 
+impl Kafka {
+    async fn send_all(&self, records: &[OutboxRecord]) -> Result<(), ProduceError> {
+        let batch = self.producer().batch();
+        for record in records {
+            let topic = Topic::all().into_iter().find(|topic| topic.to_string() == record.topic).ok_or_else(|| ProduceError {
+                topic: record.topic.clone(),
+                code: "UnknownTopic".to_owned(),
+                failed: 1,
+                sent: 0,
+                is_retriable: false,
+            })?;
+            batch.send(OutRecord {
+                topic: &self.topic(topic),
+                partition: key::partition_of_key(record.key.as_bytes(), self.partitions(topic)),
+                key: record.key.as_bytes(),
+                value: record.value.as_deref().map(str::as_bytes),
+                headers: &[],
+            })?;
+        }
+        batch.acked().await.map(|_| ())
+    }
+}
+
 #[async_trait]
 impl EventLog for KafkaLog {
     async fn publish(&self, records: &[OutboxRecord]) -> Result<(), StoreError> {
-        let batch = self.kafka.producer().batch();
-        for record in records {
-            let topic = Topic::all()
-                .into_iter()
-                .find(|topic| topic.to_string() == record.topic)
-                .ok_or_else(|| KafkaError::own(format!("publish to {}", record.topic), "UnknownTopic"))?;
-            let partition = key::partition_of_key(record.key.as_bytes(), self.kafka.partitions(topic));
-            batch
-                .send(OutRecord {
-                    topic: &self.kafka.topic(topic),
-                    partition,
-                    key: record.key.as_bytes(),
-                    value: record.value.as_deref().map(str::as_bytes),
-                    headers: &[],
-                })
-                .map_err(KafkaError::from)?;
+        let started = Instant::now();
+        loop {
+            match self.kafka.send_all(records).await {
+                // A broker has just gone and its partitions get other leaders. What was acknowledged is written twice then, as after a
+                // crash; every reader of these topics goes by the key.
+                Err(error) if error.is_retriable && started.elapsed() < PUBLISH_WITHIN => {}
+                Err(error) => return Err(KafkaError::from(error).into()),
+                Ok(()) => return Ok(()),
+            }
         }
-        batch.acked().await.map_err(KafkaError::from)?;
-        Ok(())
     }
 
     async fn tombstone(&self, case: &str, subjects: &[Subject], extent: Extent) -> Result<Vec<Mark>, StoreError> {

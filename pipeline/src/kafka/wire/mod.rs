@@ -12,10 +12,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
-use kafka_protocol::messages::{DescribeLogDirsRequest, FetchRequest, ListOffsetsRequest, MetadataRequest, TopicName};
+use kafka_protocol::messages::{
+    DescribeConfigsRequest, DescribeLogDirsRequest, FetchRequest, ListOffsetsRequest, MetadataRequest, TopicName,
+};
 use kafka_protocol::protocol::StrBytes;
 use sunder_schemas::ids::{Offset, Partition};
 use uuid::Uuid;
@@ -30,6 +33,10 @@ const METADATA: i16 = 12;
 /// From here on the largest timestamp can be asked for.
 const LIST_OFFSETS: i16 = 7;
 const DESCRIBE_LOG_DIRS: i16 = 4;
+const DESCRIBE_CONFIGS: i16 = 4;
+/// Types of resources that have settings (`ConfigResource.Type`).
+const TOPIC: i8 = 2;
+const BROKER: i8 = 4;
 /// A consumer: brokers answer it from any replica (KIP-392).
 const CONSUMER: i32 = -1;
 /// The debugging consumer, whom every replica tells its own bounds (`ListOffsetsRequest.DEBUGGING_REPLICA_ID`).
@@ -91,6 +98,9 @@ pub(crate) struct BoundAt {
 
 /// Answers by partition, or the broker's code.
 pub(crate) type Bounds = BTreeMap<(String, Partition), Result<BoundAt, String>>;
+
+/// The settings of a resource, or the broker's code.
+pub(crate) type Settings = Result<BTreeMap<String, String>, String>;
 
 /// What a fetch asks of one partition.
 #[derive(Debug, Clone, Copy)]
@@ -157,10 +167,18 @@ impl Wire {
     /// # Errors
     /// [`KafkaError::Call`] where none does.
     pub(crate) fn layout(&self, topics: &[String]) -> Result<Layout, KafkaError> {
-        let mut last = KafkaError::own("ask for replicas", "NoAddress");
+        self.ask_any(|broker| broker.layout(topics))
+    }
+
+    /// What the first of the configured brokers that answers says to `question`.
+    ///
+    /// # Errors
+    /// [`KafkaError::Call`] where none answers.
+    pub(crate) fn ask_any<T>(&self, question: impl Fn(&mut Broker) -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+        let mut last = KafkaError::own("ask a broker", "NoAddress");
         for address in &self.bootstrap {
-            match self.broker(address).and_then(|mut broker| broker.layout(topics)) {
-                Ok(layout) => return Ok(layout),
+            match self.broker(address).and_then(|mut broker| question(&mut broker)) {
+                Ok(answer) => return Ok(answer),
                 Err(error) => last = error,
             }
         }
@@ -269,6 +287,39 @@ impl Broker {
             })
         });
         Ok(fetched.collect())
+    }
+
+    /// The settings of `topics`, by name, or the broker's code for one that it does not tell.
+    ///
+    /// # Errors
+    /// [`KafkaError::Call`].
+    pub(crate) fn topic_settings(&mut self, topics: &[&str]) -> Result<BTreeMap<String, Settings>, KafkaError> {
+        self.settings(topics.iter().map(|name| (TOPIC, (*name).to_owned())))
+    }
+
+    /// The settings of this broker, whose id is `id`.
+    ///
+    /// # Errors
+    /// [`KafkaError::Call`].
+    pub(crate) fn own_settings(&mut self, id: i32) -> Result<Settings, KafkaError> {
+        let mut settings = self.settings([(BROKER, id.to_string())].into_iter())?;
+        settings.remove(&id.to_string()).ok_or_else(|| self.0.failed("WrongAnswer"))
+    }
+
+    fn settings(&mut self, resources: impl Iterator<Item = (i8, String)>) -> Result<BTreeMap<String, Settings>, KafkaError> {
+        let resource = |(kind, name)| {
+            let name = StrBytes::from_string(name);
+            DescribeConfigsResource::default().with_resource_type(kind).with_resource_name(name).with_configuration_keys(None)
+        };
+        let answer = self.0.ask(DESCRIBE_CONFIGS, &DescribeConfigsRequest::default().with_resources(resources.map(resource).collect()))?;
+        let told = answer.results.into_iter().map(|result| {
+            let settings = match code(result.error_code) {
+                Some(code) => Err(code),
+                None => Ok(result.configs.into_iter().filter_map(|one| Some((one.name.to_string(), one.value?.to_string()))).collect()),
+            };
+            (result.resource_name.to_string(), settings)
+        });
+        Ok(told.collect())
     }
 
     /// The log directories of this broker.
