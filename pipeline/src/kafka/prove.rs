@@ -1,6 +1,6 @@
 //! Reads the log again and shows that no block of an erased key is left in it.
 //!
-//! Every replica of every partition of every topic is read up to the barrier ([`replicas`](super::replicas)); keys, values and headers
+//! Every replica of every partition of every topic is read up to the barrier (`kafka/replicas.rs`); keys, values and headers
 //! are searched for the key ids of all cases at once. Controls are planted in each partition of `pii.*`: `~canary|<case>|live` must be
 //! found on every replica, or the reading proves nothing; `~canary|<case>|dead` was written and tombstoned like a subject and must be
 //! gone, which shows that this broker's cleaner passed there. A value is *buried* where a tombstone of its key lies above it on the
