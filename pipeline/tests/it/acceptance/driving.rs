@@ -117,7 +117,9 @@ async fn every_command_prints_one_document_when_it_works_and_when_it_does_not() 
     let key = run("certificate key", 0)["key"].as_str().expect("key").to_owned();
     run(&format!("certificate check {out}/certificate.note --key {key}"), 0);
     run("certificate new-signer SIGNER --name example.com/x", 0);
+    run("certificate log --out OUT/log", 0);
     run("audit verify", 0);
+    run("audit checkpoint --out OUT/heads", 0);
     run("sellers remove A2NEW", 0);
 
     // What fails: an unknown thing, a wrong word, a file that is not there.
