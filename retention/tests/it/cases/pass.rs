@@ -1,14 +1,15 @@
 //! Many cases at once: one rewriting of the key tables, one reading of everything, and yet each answers for itself.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
-use sunder_retention::case::{self, Moment, Progress, Reason, State};
+use sunder_retention::case::{self, Moment, Point, Probe, Progress, Reason, State};
 use sunder_schemas::certificate::check;
 use sunder_schemas::ids::{CaseId, SellerId};
 use sunder_schemas::time::{Clock as _, Period};
 
 use crate::cases::crash::Killer;
-use crate::world::log::Topic;
+use crate::world::log::{FakeLog, Row, Topic};
 use crate::world::{Manner, Sent, World};
 
 const SELLERS: usize = 12;
@@ -67,13 +68,38 @@ async fn the_keys_of_all_go_before_any_case_waits() {
     }
 }
 
+/// A record that arrives once its case has tombstoned everything, just before that case sets its barrier.
+struct Latecomer {
+    case: CaseId,
+    log: Arc<FakeLog>,
+    record: Mutex<Option<(Topic, String, Row)>>,
+}
+
+#[async_trait::async_trait]
+impl Probe for Latecomer {
+    async fn reached(&self, case: &CaseId, point: Point) {
+        if *case == self.case && point == (Point { action: "barrier", moment: Moment::Before }) {
+            if let Some((topic, key, value)) = self.record.lock().unwrap().take() {
+                self.log.lock().append(topic, &key, Some(value));
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_late_record_of_one_case_sends_that_one_round_again_and_no_other() {
     let world = World::new().await;
     let (sent, cases) = night(&world).await;
     let late = case_of(&world, 4).await;
-    world.log.lock().late = vec![sent[4 * 3].1.clone()];
-    world.work_all().await;
+    let (topic, key, value) = sent[4 * 3].1.clone();
+    let latecomer = Latecomer { case: late.clone(), log: world.log.clone(), record: Mutex::new(Some((topic, key, value))) };
+    let engine = world.engine().with_probe(Arc::new(latecomer));
+    loop {
+        if engine.advance_all().await.unwrap().iter().all(|(_, progress)| matches!(progress, Progress::Done)) {
+            break;
+        }
+        world.system.advance(Period::Millis(500));
+    }
     for case in &cases {
         let steps = world.steps(case).await;
         assert_eq!(steps.last(), Some(&"certified"));
