@@ -17,6 +17,7 @@ pub mod outbox;
 pub mod purpose;
 pub mod restore;
 pub mod root;
+mod secretfile;
 pub mod sellers;
 pub mod store;
 #[cfg(feature = "testing")]

@@ -3,15 +3,17 @@
 //! Invariants: what is wrapped in one context does not unwrap in another; a key file is never readable by group or world.
 //! [`FileRoot`] is for one machine; key services implement [`RootKey`] beside it.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
+
+use crate::secretfile;
 
 /// Length of every symmetric key here, in bytes (AES-256, HMAC-SHA256).
 pub const KEY_LEN: usize = 32;
@@ -90,15 +92,10 @@ impl FileRoot {
         let random = SystemRandom::new();
         let mut key = Zeroizing::new([0u8; KEY_LEN]);
         random.fill(key.as_mut()).map_err(|_| RootError::Unreadable { code: "no randomness".to_owned() })?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|e| match e.kind() {
+        secretfile::create(path, key.as_ref()).map_err(|e| match e.kind() {
             std::io::ErrorKind::AlreadyExists => RootError::Exists,
-            kind => RootError::Unreadable { code: kind.to_string() },
+            _ => unreadable(e),
         })?;
-        file.write_all(key.as_ref()).and_then(|()| file.sync_all()).map_err(unreadable)?;
-        // The entry in the folder must survive a power cut as well, or everything sealed under the key is lost.
-        if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            File::open(folder).and_then(|f| f.sync_all()).map_err(unreadable)?;
-        }
         Self::from_key(&key, path)
     }
 
@@ -128,10 +125,14 @@ impl FileRoot {
     /// # Errors
     /// As [`FileRoot::open`] and [`FileRoot::create`].
     pub fn open_or_create(path: &Path) -> Result<Self, RootError> {
-        match Self::create(path) {
-            Err(RootError::Exists) => Self::open(path),
-            other => other,
+        if !path.exists() {
+            match Self::create(path) {
+                // Another process was first; its key is read below.
+                Err(RootError::Exists) => {}
+                made => return made,
+            }
         }
+        Self::open(path)
     }
 
     fn from_key(key: &[u8; KEY_LEN], path: &Path) -> Result<Self, RootError> {

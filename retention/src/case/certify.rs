@@ -2,9 +2,8 @@
 //!
 //! Invariant: a statement is only made from a [`Case<Verified>`](super::verify::Case).
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use ring::digest::{Context, SHA256};
@@ -24,6 +23,7 @@ use super::scope::Listed;
 use super::steps::subjects_digest;
 use super::store::extent_name;
 use super::verify::{Case, Verified};
+use crate::secretfile;
 use crate::store::Mark;
 
 /// Longest signer file that is read, in bytes. Chosen: the line is about 150.
@@ -58,10 +58,8 @@ pub fn signer_from_file(path: &Path, name: Option<&str>) -> Result<NoteSigner, C
         let mut seed = Zeroizing::new([0u8; 32]);
         SystemRandom::new().fill(seed.as_mut()).map_err(|_| failed("cannot be made: no randomness"))?;
         let line = NoteSigner::secret_line(name, &seed)?;
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-            Ok(mut file) => {
-                file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(|_| failed("cannot be written"))?;
-            }
+        match secretfile::create(path, line.as_bytes()) {
+            Ok(()) => {}
             // Another process was first; its signer is read below.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(_) => return Err(failed("cannot be made")),

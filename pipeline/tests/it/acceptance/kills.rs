@@ -43,7 +43,7 @@ async fn killed_at_any_moment_nothing_is_lost_doubled_or_skipped() {
         for (role, mut child) in roles {
             terminate(child.id());
             let status = child.wait().expect("wait");
-            assert!(status.success(), "{role} did not drain on SIGTERM: {status}");
+            assert!(status.success(), "{role} did not drain on SIGTERM: {status}\n{}", world.last_words());
         }
     }
     let report = world.run(&["run", "--until-idle", "--json"]).expect(0);

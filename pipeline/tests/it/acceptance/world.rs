@@ -114,6 +114,13 @@ impl World {
         command
     }
 
+    /// The last lines that any process of this world wrote to standard error.
+    pub(super) fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.folder.path().join("log.txt")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
     /// What a command prints, as text.
     pub(super) fn stdout(&self, args: &[&str]) -> String {
         let output = self.command(args).output().expect("sunder runs");

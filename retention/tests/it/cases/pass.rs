@@ -78,10 +78,11 @@ struct Latecomer {
 #[async_trait::async_trait]
 impl Probe for Latecomer {
     async fn reached(&self, case: &CaseId, point: Point) {
-        if *case == self.case && point == (Point { action: "barrier", moment: Moment::Before }) {
-            if let Some((topic, key, value)) = self.record.lock().unwrap().take() {
-                self.log.lock().append(topic, &key, Some(value));
-            }
+        if *case == self.case
+            && point == (Point { action: "barrier", moment: Moment::Before })
+            && let Some((topic, key, value)) = self.record.lock().unwrap().take()
+        {
+            self.log.lock().append(topic, &key, Some(value));
         }
     }
 }
