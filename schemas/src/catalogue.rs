@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 
 pub use self::tree::MEMBERS_MAX;
-pub(crate) use self::tree::{CLEAR, Capture, LEFT_OUT, NodeId, ROOT, Shape, Switch, Tree, UNCLASSIFIED, group_bit};
+pub(crate) use self::tree::{CLEAR, Capture, LEFT_OUT, Names, NodeId, ROOT, Shape, Switch, Tree, UNCLASSIFIED, group_bit};
 use crate::class::{Family, FieldGroup};
 
 /// The files, as compiled in.

@@ -5,8 +5,8 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
+use compact_str::CompactString;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroize;
 
@@ -24,7 +24,7 @@ macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $what:literal, $max:literal, $rule:literal, $ok:expr) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub struct $name(Arc<str>);
+        pub struct $name(CompactString);
 
         impl $name {
             /// Takes `text` if it has the form of this identifier.
@@ -36,7 +36,7 @@ macro_rules! text_id {
                 if text.is_empty() || text.len() > $max || !text.bytes().all(ok) {
                     return Err(IdError { what: $what, rule: $rule });
                 }
-                Ok(Self(Arc::from(text)))
+                Ok(Self(CompactString::from(text)))
             }
 
             /// The identifier as text.
@@ -129,6 +129,40 @@ impl Drop for OrderId {
     }
 }
 
+/// The value of each lower-case hex digit; 0xff for other bytes.
+const DIGITS: [u8; 256] = {
+    let mut values = [0xff; 256];
+    let mut value = 0;
+    while value < 16 {
+        #[expect(clippy::indexing_slicing, reason = "a constant: checked while compiling")]
+        {
+            values[b"0123456789abcdef"[value as usize] as usize] = value;
+        }
+        value += 1;
+    }
+    values
+};
+
+/// Reads as many bytes as there are from lower-case hex; whether it was that, and as long.
+fn read_hex(text: &[u8], bytes: &mut [u8]) -> bool {
+    let digit = |at: u8| DIGITS.get(usize::from(at)).copied().unwrap_or(0xff);
+    let mut bad = 0;
+    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
+        let [high, low] = *pair else { return false };
+        let (high, low) = (digit(high), digit(low));
+        bad |= high | low;
+        *byte = high << 4 | (low & 15);
+    }
+    bad < 16 && text.len() == bytes.len() * 2
+}
+
+/// The lower-case hex form of `bytes`, in `text`, which is twice as long.
+fn hex_text<'t>(bytes: &[u8], text: &'t mut [u8]) -> &'t str {
+    // The lengths fit, the one thing that can fail here, and digits are text.
+    _ = hex::encode_to_slice(bytes, text);
+    std::str::from_utf8(text).unwrap_or_default()
+}
+
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident, $len:literal, $what:literal, $rule:literal) => {
         $(#[$doc])*
@@ -142,10 +176,12 @@ macro_rules! hex_id {
             /// [`IdError`] where `text` is not that many lower-case hex digits.
             pub fn parse(text: &str) -> Result<Self, IdError> {
                 let mut bytes = [0u8; $len];
-                if text.bytes().any(|b| b.is_ascii_uppercase()) || hex::decode_to_slice(text, &mut bytes).is_err() {
-                    return Err(IdError { what: $what, rule: $rule });
-                }
-                Ok(Self(bytes))
+                if read_hex(text.as_bytes(), &mut bytes) { Ok(Self(bytes)) } else { Err(IdError { what: $what, rule: $rule }) }
+            }
+
+            /// Appends the lower-case hex form.
+            pub fn push_hex(&self, out: &mut String) {
+                out.push_str(hex_text(&self.0, &mut [0; $len * 2]));
             }
 
             /// Lower-case hex.
@@ -157,10 +193,7 @@ macro_rules! hex_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                for byte in self.0 {
-                    write!(f, "{byte:02x}")?;
-                }
-                Ok(())
+                f.write_str(hex_text(&self.0, &mut [0; $len * 2]))
             }
         }
 
@@ -268,5 +301,11 @@ mod tests {
         let token = EntityToken([0xab; 16]);
         assert_eq!(EntityToken::parse(&token.to_string()).unwrap(), token);
         assert!(EntityToken::parse(&token.to_string().to_uppercase()).is_err());
+        let mut text = "x".to_owned();
+        token.push_hex(&mut text);
+        assert_eq!(text, format!("x{}", token.to_hex()));
+        for bad in ["", "ab", &"ab".repeat(15), &"ab".repeat(17), &"a".repeat(31), &"g0".repeat(16), &"0g".repeat(16), &"ä".repeat(16)] {
+            assert!(EntityToken::parse(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -21,6 +21,9 @@ pub fn is_own(key: &[u8]) -> bool {
     key.first() == Some(&OWN_PREFIX)
 }
 
+/// Room for nearly every key: seller, two tokens, event id.
+const KEY_BYTES: usize = 128;
+
 /// Joins `parts` into a key.
 #[must_use]
 pub fn join<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
@@ -44,32 +47,52 @@ pub fn split(key: &[u8]) -> Option<Vec<String>> {
 /// Key of `raw.*` and `events.*` records: seller, entity token (for a child: its order's and its own), event id.
 #[must_use]
 pub fn event_key(seller: &SellerId, entity: EntityToken, child: Option<EntityToken>, event: EventId) -> String {
-    let mut key = state_key(seller, entity, child);
-    key.push('|');
-    key.push_str(&event.to_string());
+    let mut key = String::with_capacity(KEY_BYTES);
+    put_event_key(&mut key, seller, entity, child, event);
     key
+}
+
+/// [`event_key`] in the place of what `key` holds: for keys by the million.
+pub fn put_event_key(key: &mut String, seller: &SellerId, entity: EntityToken, child: Option<EntityToken>, event: EventId) {
+    put_state_key(key, seller, entity, child);
+    key.push('|');
+    key.push_str(event.0.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));
 }
 
 /// Key of `state.*` records: seller, entity token, and for a child its own token.
 #[must_use]
 pub fn state_key(seller: &SellerId, entity: EntityToken, child: Option<EntityToken>) -> String {
-    use std::fmt::Write as _;
-    let mut key = join([seller.as_str()]);
-    // Writing to a String cannot fail.
-    _ = write!(key, "|{entity}");
-    if let Some(child) = child {
-        _ = write!(key, "|{child}");
-    }
+    let mut key = String::with_capacity(KEY_BYTES);
+    put_state_key(&mut key, seller, entity, child);
     key
+}
+
+/// [`state_key`] in the place of what `key` holds.
+pub fn put_state_key(key: &mut String, seller: &SellerId, entity: EntityToken, child: Option<EntityToken>) {
+    key.clear();
+    // Letters and digits alone: nothing to encode.
+    key.push_str(seller.as_str());
+    key.push('|');
+    entity.push_hex(key);
+    if let Some(child) = child {
+        key.push('|');
+        child.push_hex(key);
+    }
 }
 
 /// Key of `pii.*` records: seller, entity token, field group.
 #[must_use]
 pub fn pii_key(seller: &SellerId, entity: EntityToken, group: FieldGroup) -> String {
-    let mut key = state_key(seller, entity, None);
+    let mut key = String::with_capacity(KEY_BYTES);
+    put_pii_key(&mut key, seller, entity, group);
+    key
+}
+
+/// [`pii_key`] in the place of what `key` holds.
+pub fn put_pii_key(key: &mut String, seller: &SellerId, entity: EntityToken, group: FieldGroup) {
+    put_state_key(key, seller, entity, None);
     key.push('|');
     key.push_str(group.as_str());
-    key
 }
 
 /// The partition of everything of `entity` (for a child: its order): `toPositive(murmur2(seller|entity)) % partitions`, as Kafka's

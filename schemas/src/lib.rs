@@ -7,6 +7,7 @@ pub mod class;
 pub mod classify;
 pub mod envelope;
 pub mod ids;
+pub mod json;
 pub mod key;
 pub mod note;
 pub mod outcome;

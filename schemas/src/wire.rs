@@ -24,6 +24,13 @@ pub fn begin(id: u32, out: &mut Vec<u8>) {
     out.extend(id.to_be_bytes());
 }
 
+/// Makes `id` the schema of the value that was begun in `out`.
+pub fn rename(id: u32, out: &mut [u8]) {
+    if let Some(place) = out.get_mut(1..FRAME_LEN) {
+        place.copy_from_slice(&id.to_be_bytes());
+    }
+}
+
 /// The schema's id and the body of a framed value.
 ///
 /// # Errors
@@ -46,6 +53,8 @@ mod tests {
         begin(7, &mut value);
         value.extend(b"body");
         assert_eq!(open(&value), Ok((7, b"body".as_slice())));
+        rename(9, &mut value);
+        assert_eq!(open(&value), Ok((9, b"body".as_slice())));
         assert_eq!(open(b""), Err(FrameError::NotFramed));
         assert_eq!(open(b"\0\0\0\0"), Err(FrameError::NotFramed));
         assert_eq!(open(b"{\"a\":1}"), Err(FrameError::NotFramed));

@@ -1,5 +1,8 @@
 //! Rows turned into columns, borrowed from the records: what one statement binds.
 
+use std::fmt::Write as _;
+use std::ops::Range;
+
 use rust_decimal::Decimal;
 use sunder_schemas::ids::EntityToken;
 use sunder_schemas::records::{Cell, ColumnType};
@@ -52,7 +55,7 @@ pub enum Values<'a> {
     /// Bytes.
     Bytes(Vec<Option<&'a [u8]>>),
     /// Lists, in the dialect's own text: `{a,b}` in PostgreSQL, JSON in SQLite.
-    List(Vec<Option<String>>),
+    List(Lists),
 }
 
 impl Values<'_> {
@@ -66,7 +69,9 @@ impl Values<'_> {
             ColumnType::Time => Self::Instant(Vec::with_capacity(rows)),
             ColumnType::Uuid => Self::Uuid(Vec::with_capacity(rows)),
             ColumnType::Bytes => Self::Bytes(Vec::with_capacity(rows)),
-            ColumnType::Texts | ColumnType::Tokens | ColumnType::Ints | ColumnType::Nested => Self::List(Vec::with_capacity(rows)),
+            ColumnType::Texts | ColumnType::Tokens | ColumnType::Ints | ColumnType::Nested => {
+                Self::List(Lists { text: String::new(), rows: Vec::with_capacity(rows) })
+            }
         }
     }
 }
@@ -161,57 +166,130 @@ fn put<'a>(values: &mut Values<'a>, cell: Cell<'a>, dialect: Dialect) -> bool {
         Values::Instant(rows) => of!(rows, Cell::Time(v) => v),
         Values::Uuid(rows) => of!(rows, Cell::Uuid(v) => v),
         Values::Bytes(rows) => of!(rows, Cell::Bytes(v) => v),
-        Values::List(rows) => of!(
-            rows,
-            Cell::Texts(v) => list(dialect, true, v.iter().map(String::as_str)),
-            Cell::Tokens(v) => list(dialect, true, v.iter().map(EntityToken::to_hex)),
-            Cell::Ints(v) => list(dialect, false, v.iter().map(ToString::to_string))
-        ),
+        Values::List(lists) => lists.put(&cell, dialect),
     }
 }
 
-/// A list as text: PostgreSQL's array literal (manual, 8.15.2: quote and backslash are escaped inside quotes) or JSON.
-fn list(dialect: Dialect, quoted: bool, items: impl Iterator<Item = impl AsRef<str>>) -> String {
-    let (open, close) = match dialect {
-        Dialect::Postgres => ('{', '}'),
-        Dialect::Sqlite => ('[', ']'),
-    };
-    let mut text = String::with_capacity(48);
-    text.push(open);
-    for (index, item) in items.enumerate() {
-        if index > 0 {
-            text.push(',');
+/// Lists as text, end to end: PostgreSQL's array literal (manual, 8.15.2: quote and backslash are escaped inside quotes) or JSON.
+#[derive(Debug, Default)]
+pub struct Lists {
+    text: String,
+    rows: Vec<Option<Range<usize>>>,
+}
+
+impl Lists {
+    /// The list of `row`.
+    #[must_use]
+    pub fn get(&self, row: usize) -> Option<&str> {
+        self.text.get(self.rows.get(row)?.clone()?)
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no row.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Adds a row with a list of `items`, each written by `put`.
+    fn push<T>(&mut self, dialect: Dialect, items: &[T], mut put: impl FnMut(&mut String, &T)) {
+        let (open, close) = match dialect {
+            Dialect::Postgres => ('{', '}'),
+            Dialect::Sqlite => ('[', ']'),
+        };
+        let start = self.text.len();
+        self.text.push(open);
+        for (index, item) in items.iter().enumerate() {
+            if index > 0 {
+                self.text.push(',');
+            }
+            put(&mut self.text, item);
         }
-        match (quoted, dialect) {
-            (false, _) => text.push_str(item.as_ref()),
-            (true, Dialect::Sqlite) => text.push_str(&serde_json::Value::from(item.as_ref()).to_string()),
-            (true, Dialect::Postgres) => {
-                text.push('"');
-                for c in item.as_ref().chars() {
-                    if matches!(c, '"' | '\\') {
-                        text.push('\\');
-                    }
-                    text.push(c);
-                }
-                text.push('"');
+        self.text.push(close);
+        self.rows.push(Some(start..self.text.len()));
+    }
+
+    /// Adds `cell`; `false` where it is no list (a null keeps the rows aligned).
+    fn put(&mut self, cell: &Cell<'_>, dialect: Dialect) -> bool {
+        match cell {
+            Cell::Texts(v) => self.push(dialect, v, |out, item| quote(out, item, dialect)),
+            // Hex digits need no escapes in either dialect.
+            Cell::Tokens(v) => self.push(dialect, v, |out, item| {
+                out.push('"');
+                item.push_hex(out);
+                out.push('"');
+            }),
+            Cell::Ints(v) => self.push(dialect, v, |out, item| {
+                // Writing to a String cannot fail.
+                _ = write!(out, "{item}");
+            }),
+            _ => {
+                self.rows.push(None);
+                return *cell == Cell::Null;
             }
         }
+        true
     }
-    text.push(close);
-    text
+}
+
+/// A text between quotes, with the escapes of `dialect`.
+fn quote(out: &mut String, text: &str, dialect: Dialect) {
+    let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
+    if text.bytes().all(is_plain) {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+        return;
+    }
+    match dialect {
+        Dialect::Sqlite => out.push_str(&serde_json::Value::from(text).to_string()),
+        Dialect::Postgres => {
+            out.push('"');
+            for c in text.chars() {
+                if matches!(c, '"' | '\\') {
+                    out.push('\\');
+                }
+                out.push(c);
+            }
+            out.push('"');
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use sunder_schemas::records::Text;
+
     use super::*;
 
     #[test]
     fn lists_are_quoted_for_their_dialect() {
-        let items = ["a", "b,\"c\"", "d\\e"];
-        assert_eq!(list(Dialect::Postgres, true, items.iter()), r#"{"a","b,\"c\"","d\\e"}"#);
-        assert_eq!(list(Dialect::Sqlite, true, items.iter()), r#"["a","b,\"c\"","d\\e"]"#);
-        assert_eq!(list(Dialect::Postgres, false, ["1", "2"].iter()), "{1,2}");
-        assert_eq!(list(Dialect::Postgres, true, std::iter::empty::<&str>()), "{}");
+        let items = ["a", "b,\"c\"", "d\\e", "\u{1}ä"].map(Text::from);
+        let tokens = [EntityToken([0xab; 16])];
+        let said = |dialect| {
+            let mut lists = Lists::default();
+            for cell in [Cell::Texts(&items), Cell::Null, Cell::Texts(&[]), Cell::Tokens(&tokens), Cell::Ints(&[1, -2])] {
+                assert!(lists.put(&cell, dialect));
+            }
+            assert!(!lists.put(&Cell::Int(1), dialect), "a number is no list");
+            assert_eq!((lists.len(), lists.get(5), lists.get(6)), (6, None, None));
+            (0..5).map(|row| lists.get(row).unwrap_or("NULL").to_owned()).collect::<Vec<_>>()
+        };
+        let hex = "ab".repeat(16);
+        let of_tokens = |open, close| format!("{open}\"{hex}\"{close}");
+        assert_eq!(
+            said(Dialect::Postgres),
+            ["{\"a\",\"b,\\\"c\\\"\",\"d\\\\e\",\"\u{1}ä\"}", "NULL", "{}", &of_tokens('{', '}'), "{1,-2}"]
+        );
+        assert_eq!(
+            said(Dialect::Sqlite),
+            ["[\"a\",\"b,\\\"c\\\"\",\"d\\\\e\",\"\\u0001ä\"]", "NULL", "[]", &of_tokens('[', ']'), "[1,-2]"]
+        );
     }
 
     #[test]

@@ -97,7 +97,7 @@ fn bound(values: &Values<'_>) -> Bound {
     match values {
         Values::Text(v) => Bound::Text(v.iter().map(|t| t.map(str::to_owned)).collect()),
         Values::Token(v) => Bound::Text(v.iter().map(|t| t.map(|t| t.as_str().to_owned())).collect()),
-        Values::List(v) => Bound::Text(v.clone()),
+        Values::List(v) => Bound::Text((0..v.len()).map(|row| v.get(row).map(str::to_owned)).collect()),
         Values::Integer(v) => Bound::Integer(v.clone()),
         Values::Boolean(v) => Bound::Boolean(v.clone()),
         Values::Decimal(v) => Bound::Numeric(v.clone()),

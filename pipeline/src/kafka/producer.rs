@@ -272,7 +272,6 @@ impl Batch {
     /// # Errors
     /// [`ProduceError`] where the record cannot be queued; the batch then fails as a whole in [`Batch::acked`].
     pub fn send(&self, record: OutRecord<'_>) -> Result<(), ProduceError> {
-        let give_up = Instant::now() + self.shared.timeout;
         {
             let mut acks = self.state.lock();
             acks.sent += 1;
@@ -289,11 +288,14 @@ impl Batch {
             }
             out = out.headers(headers);
         }
+        let mut give_up = None;
         loop {
             match self.client.send(out) {
                 Ok(()) => return Ok(()),
                 Err((error, back)) => {
-                    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) && Instant::now() < give_up {
+                    let is_full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
+                    // The clock is only asked where there is something to wait for.
+                    if is_full && Instant::now() < *give_up.get_or_insert_with(|| Instant::now() + self.shared.timeout) {
                         out = back;
                         self.wait_for_room();
                         continue;

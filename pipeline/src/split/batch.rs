@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use sunder_schemas::class::{Family, Kind};
-use sunder_schemas::envelope::RawEvent;
+use sunder_schemas::envelope::{Attribution, RawEvent};
 use sunder_schemas::ids::{EntityToken, KeyId, Offset, Partition};
 use sunder_schemas::key;
 use sunder_schemas::outcome::{DeadLetterReason, FilterReason, Outcome, Outcomes};
@@ -17,6 +17,7 @@ use sunder_schemas::records::codec::BAD_BLOCK;
 use sunder_schemas::records::schema::RecordType;
 use sunder_schemas::records::{PiiRecord, Record as _, StateRecord};
 use sunder_schemas::topic::Topic;
+use sunder_schemas::wire;
 
 use super::project::project;
 use super::versions::{Standing, Versions};
@@ -114,14 +115,23 @@ pub struct Splitter<'s> {
     versions: HashMap<(Family, Partition), Versions>,
     counts: Counts,
     value: Vec<u8>,
-    source: String,
+    key: String,
+    ce: CloudEvent,
 }
 
 impl<'s> Splitter<'s> {
     /// A splitter of topics with so many `partitions`.
     #[must_use]
     pub fn new(schemas: &'s Schemas, partitions: i32) -> Self {
-        Self { schemas, partitions, versions: HashMap::new(), counts: Counts::default(), value: Vec::new(), source: String::new() }
+        Self {
+            schemas,
+            partitions,
+            versions: HashMap::new(),
+            counts: Counts::default(),
+            value: Vec::new(),
+            key: String::new(),
+            ce: CloudEvent::default(),
+        }
     }
 
     /// Whether the versions of this partition are known.
@@ -164,7 +174,7 @@ impl<'s> Splitter<'s> {
     }
 
     /// The event of a record, or the outcome of one that is none.
-    fn read<S: Surroundings>(&self, record: &RawRecord<'_>, around: &mut S) -> Result<Result<RawEvent, Outcome>, S::Error> {
+    fn read<S: Surroundings>(&mut self, record: &RawRecord<'_>, around: &mut S) -> Result<Result<RawEvent, Outcome>, S::Error> {
         let dead = |reason| Ok(Err(Outcome::DeadLettered(reason)));
         if record.key.is_some_and(key::is_own) {
             return Ok(Err(Outcome::Filtered(FilterReason::Own)));
@@ -190,8 +200,8 @@ impl<'s> Splitter<'s> {
             Err(_) => return dead(DeadLetterReason::BadAvro),
         };
         let seller = &event.attribution.selling_partner_id;
-        let expected = key::event_key(seller, event.entity.token, None, event.attribution.event_id);
-        if record.key != Some(expected.as_bytes()) || event.entity.family != record.family {
+        key::put_event_key(&mut self.key, seller, event.entity.token, None, event.attribution.event_id);
+        if record.key != Some(self.key.as_bytes()) || event.entity.family != record.family {
             return dead(DeadLetterReason::KeyMismatch);
         }
         if key::partition_of(seller, event.entity.token, self.partitions) != record.partition {
@@ -223,6 +233,7 @@ impl<'s> Splitter<'s> {
             }
         };
         self.counts.blocks_erased += erased;
+        self.ce.begin(own.attribution());
         for row in &projected.rows {
             self.write_row(row, (&poller, &classification), record.partition, vanished.is_some(), around)?;
         }
@@ -248,88 +259,95 @@ impl<'s> Splitter<'s> {
         around: &mut S,
     ) -> Result<(), S::Error> {
         let kind = row.kind();
-        let state = RecordType::State(kind);
-        let from = row.attribution();
-        let headers = CloudEvent {
-            id: from.event_id.to_string(),
-            time: from.collected_at.to_iso(),
-            subject: row.child().unwrap_or_else(|| row.entity()).to_string(),
-        };
-        self.name_source(row.seller().as_str(), kind.as_str(), row.entity(), row.child());
-        self.value.clear();
-        self.schemas.begin(state, &mut self.value);
-        row.encode(&mut self.value);
+        let Self { schemas, value, key, ce, counts, .. } = self;
+        ce.name(row.seller().as_str(), kind.as_str(), row.entity(), row.child());
+        value.clear();
+        schemas.begin(RecordType::State(kind), value);
+        row.encode(value);
         if is_latest {
-            let schema = schema_uri(self.schemas.id(state));
-            let headers = headers.list(&self.source, state_type(kind), &schema);
-            around.write(Topic::State(kind), partition, &row.key(), Some(&self.value), &headers)?;
-            self.counts.written += 1;
+            row.put_key(key);
+            ce.name_schema(schemas.id(RecordType::State(kind)));
+            around.write(Topic::State(kind), partition, key, Some(value), &ce.list(state_type(kind)))?;
+            counts.written += 1;
         }
         // The event's body is the state's with two more fields, under another id.
-        let id = self.schemas.id(RecordType::Event(kind));
-        self.value.splice(1..5, id.to_be_bytes());
-        StateRecord::extend_to_event(poller, classification, &mut self.value);
-        let schema = schema_uri(id);
-        let headers = headers.list(&self.source, event_type(kind), &schema);
-        around.write(Topic::Events(kind), partition, &row.event_key(), Some(&self.value), &headers)?;
-        self.counts.written += 1;
+        let id = schemas.id(RecordType::Event(kind));
+        wire::rename(id, value);
+        StateRecord::extend_to_event(poller, classification, value);
+        row.put_event_key(key);
+        ce.name_schema(id);
+        around.write(Topic::Events(kind), partition, key, Some(value), &ce.list(event_type(kind)))?;
+        counts.written += 1;
         Ok(())
     }
 
     fn write_pii<S: Surroundings>(&mut self, pii: &PiiRecord, record: &RawRecord<'_>, around: &mut S) -> Result<(), S::Error> {
-        let headers = CloudEvent {
-            id: pii.attribution.event_id.to_string(),
-            time: pii.attribution.collected_at.to_iso(),
-            subject: pii.entity_token.to_string(),
-        };
-        self.name_source(pii.seller().as_str(), pii.field_group.as_str(), pii.entity_token, None);
-        self.value.clear();
-        self.schemas.begin(RecordType::Pii, &mut self.value);
-        pii.encode(&mut self.value);
-        let schema = schema_uri(self.schemas.id(RecordType::Pii));
-        let headers = headers.list(&self.source, "sunder.pii.v1", &schema);
-        around.write(Topic::Pii(record.family), record.partition, &pii.key(), Some(&self.value), &headers)?;
-        self.counts.written += 1;
+        let Self { schemas, value, key, ce, counts, .. } = self;
+        ce.name(pii.seller().as_str(), pii.field_group.as_str(), pii.entity_token, None);
+        value.clear();
+        schemas.begin(RecordType::Pii, value);
+        pii.encode(value);
+        key::put_pii_key(key, pii.seller(), pii.entity_token, pii.field_group);
+        ce.name_schema(schemas.id(RecordType::Pii));
+        around.write(Topic::Pii(record.family), record.partition, key, Some(value), &ce.list("sunder.pii.v1"))?;
+        counts.written += 1;
         Ok(())
-    }
-
-    /// `ce_source`: with the event id it names one record, as CloudEvents asks; a child's carries its own token.
-    fn name_source(&mut self, seller: &str, what: &str, entity: EntityToken, child: Option<EntityToken>) {
-        self.source.clear();
-        // Writing to a String cannot fail.
-        _ = write!(self.source, "/{seller}/{what}/{entity}");
-        if let Some(child) = child {
-            _ = write!(self.source, "/{child}");
-        }
     }
 }
 
-/// The attributes of a record that change from record to record.
+/// The attributes that change from record to record, in buffers that are kept.
+#[derive(Default)]
 struct CloudEvent {
     id: String,
     time: String,
+    source: String,
     subject: String,
+    schema: String,
 }
 
 impl CloudEvent {
+    /// Begins the records of one event.
+    fn begin(&mut self, event: &Attribution) {
+        self.id.clear();
+        self.id.push_str(event.event_id.0.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));
+        self.time = event.collected_at.to_iso();
+    }
+
+    /// `ce_source` and `ce_subject`. With the event id the source names one record, as CloudEvents asks; a child's carries its own token.
+    fn name(&mut self, seller: &str, what: &str, entity: EntityToken, child: Option<EntityToken>) {
+        self.source.clear();
+        for part in ["/", seller, "/", what, "/"] {
+            self.source.push_str(part);
+        }
+        entity.push_hex(&mut self.source);
+        if let Some(child) = child {
+            self.source.push('/');
+            child.push_hex(&mut self.source);
+        }
+        self.subject.clear();
+        child.unwrap_or(entity).push_hex(&mut self.subject);
+    }
+
+    /// `ce_dataschema`: where a registry serves the schema, relative to its own address.
+    fn name_schema(&mut self, id: u32) {
+        self.schema.clear();
+        // Writing to a String cannot fail.
+        _ = write!(self.schema, "/schemas/ids/{id}");
+    }
+
     /// CloudEvents 1.0, Kafka binding, binary mode.
-    fn list<'a>(&'a self, source: &'a str, ty: &'a str, schema: &'a str) -> [Header<'a>; 8] {
+    fn list<'a>(&'a self, ty: &'a str) -> [Header<'a>; 8] {
         [
             ("ce_specversion", b"1.0"),
             ("ce_id", self.id.as_bytes()),
-            ("ce_source", source.as_bytes()),
+            ("ce_source", self.source.as_bytes()),
             ("ce_type", ty.as_bytes()),
             ("ce_time", self.time.as_bytes()),
             ("ce_subject", self.subject.as_bytes()),
-            ("ce_dataschema", schema.as_bytes()),
+            ("ce_dataschema", self.schema.as_bytes()),
             ("content-type", b"application/avro"),
         ]
     }
-}
-
-/// Where a registry serves the schema, relative to its own address.
-fn schema_uri(id: u32) -> String {
-    format!("/schemas/ids/{id}")
 }
 
 const fn state_type(kind: Kind) -> &'static str {

@@ -5,11 +5,11 @@
 
 pub mod batch;
 mod buffer;
-mod model;
 pub mod project;
 mod rebuild;
 pub mod runner;
 pub mod versions;
+mod walk;
 
 #[cfg(test)]
 mod sandbox_tests;

@@ -10,7 +10,8 @@ use sunder_schemas::class::Family;
 use sunder_schemas::classify::{Limits, Tokens, classify};
 use sunder_schemas::envelope::{Attribution, Entity, RawEvent};
 use sunder_schemas::ids::{EntityToken, EventId, MarketplaceId, SellerId};
-use sunder_schemas::records::Cell;
+use sunder_schemas::outcome::DeadLetterReason;
+use sunder_schemas::records::{Cell, StateRecord};
 use sunder_schemas::time::Timestamp;
 
 use super::project::project;
@@ -50,9 +51,9 @@ fn leaves(value: &Value, path: &str, found: &mut Vec<(String, String)>) {
     }
 }
 
-/// What the rows made of `clear` say, each value in the forms it may have been fetched in.
-fn said(clear: &[u8], family: Family, token: EntityToken) -> BTreeSet<String> {
-    let event = RawEvent {
+/// A raw event with this clear part.
+fn event(clear: &[u8], family: Family, token: EntityToken) -> RawEvent {
+    RawEvent {
         attribution: Attribution {
             selling_partner_id: SellerId::parse("A1EXAMPLE").unwrap(),
             marketplace_id: MarketplaceId::parse("A1VC38T7YXB528").unwrap(),
@@ -70,16 +71,20 @@ fn said(clear: &[u8], family: Family, token: EntityToken) -> BTreeSet<String> {
         clear: clear.to_vec(),
         sealed: Vec::new(),
         deadline: None,
-    };
+    }
+}
+
+/// What the rows made of `clear` say, each value in the forms it may have been fetched in.
+fn said(clear: &[u8], family: Family, token: EntityToken) -> BTreeSet<String> {
     let mut said = BTreeSet::new();
-    for row in project(event).unwrap().rows {
+    for row in project(event(clear, family, token)).unwrap().rows {
         row.cells(&mut |cell| match cell {
             Cell::Text(text) => _ = said.insert(text.to_owned()),
             Cell::Token(token) => _ = said.insert(token.to_string()),
             Cell::Int(n) => _ = said.insert(n.to_string()),
             Cell::Time(at) => _ = said.insert(at.to_iso()),
             Cell::Decimal(amount) => _ = said.insert(amount.normalize().to_string()),
-            Cell::Texts(texts) => said.extend(texts.iter().cloned()),
+            Cell::Texts(texts) => said.extend(texts.iter().map(ToString::to_string)),
             Cell::Tokens(tokens) => said.extend(tokens.iter().map(ToString::to_string)),
             Cell::Ints(ints) => said.extend(ints.iter().map(ToString::to_string)),
             Cell::Null | Cell::Uuid(_) | Cell::Bool(_) | Cell::Bytes(_) => {}
@@ -158,6 +163,17 @@ fn put(at: &mut Value, path: &str, value: Value) {
     }
 }
 
+/// [`one_of_everything`] with a marketplace where there has to be one.
+fn one_of_everything_in(api: &str, operation: &str) -> Value {
+    let mut body = one_of_everything(Catalogue::for_operation(api, operation).unwrap());
+    for pointer in ["/payload/granularity/granularityId", "/orders/0/salesChannel/marketplaceId", "/order/salesChannel/marketplaceId"] {
+        if let Some(market) = body.pointer_mut(pointer).filter(|market| !market.is_null()) {
+            *market = Value::from("A1PA6795UKMFR9");
+        }
+    }
+    body
+}
+
 #[test]
 fn every_clear_path_of_the_catalogues_stands_in_a_row() {
     for (api, operation, family, ignored) in [
@@ -171,15 +187,66 @@ fn every_clear_path_of_the_catalogues_stands_in_a_row() {
             &[".inventoryDetails.researchingQuantity.researchingQuantityBreakdown.name"],
         ),
     ] {
-        let mut body = one_of_everything(Catalogue::for_operation(api, operation).unwrap());
-        if let Some(market) = body.pointer_mut("/payload/granularity/granularityId").filter(|m| !m.is_null()) {
-            *market = Value::from("A1PA6795UKMFR9");
-        }
-        for pointer in ["/orders/0/salesChannel/marketplaceId", "/order/salesChannel/marketplaceId"] {
-            if let Some(market) = body.pointer_mut(pointer) {
-                *market = Value::from("A1PA6795UKMFR9");
-            }
-        }
+        let body = one_of_everything_in(api, operation);
         assert_eq!(every_clear_value_stands_in_a_row(api, operation, body.to_string().as_bytes(), family, ignored), 1, "{operation}");
     }
+}
+
+/// The clear part of everything there is, and the entity it is of.
+fn clear_of_everything(api: &str, operation: &str) -> (String, EntityToken) {
+    let body = one_of_everything_in(api, operation).to_string();
+    let mut page = classify(Catalogue::for_operation(api, operation).unwrap(), body.as_bytes(), &Fake, &Limits::DEFAULT).unwrap();
+    let entity = page.entities.pop().unwrap();
+    (String::from_utf8(entity.clear).unwrap(), entity.identity.token())
+}
+
+#[test]
+fn each_value_stands_in_its_own_column() {
+    let mut shown = String::new();
+    for (api, operation, family) in
+        [("orders_2026-01-01", "getOrder", Family::Orders), ("fbaInventory", "getInventorySummaries", Family::Inventory)]
+    {
+        let (clear, token) = clear_of_everything(api, operation);
+        for row in project(event(clear.as_bytes(), family, token)).unwrap().rows {
+            let columns = StateRecord::columns(row.kind());
+            let mut names = columns.iter().map(|column| column.name);
+            row.cells(&mut |cell| {
+                let name = names.next().unwrap();
+                shown.push_str(&format!("{}.{name} = {cell:?}\n", row.kind()));
+            });
+        }
+    }
+    insta::assert_snapshot!(shown);
+}
+
+#[test]
+fn a_clear_part_that_breaks_a_rule_is_unfit_and_says_where() {
+    let (clear, token) = clear_of_everything("orders_2026-01-01", "getOrder");
+    let reason = |clear: &str| project(event(clear.as_bytes(), Family::Orders, token)).map(|_| ()).map_err(|unfit| unfit.reason);
+    let with = |from: &str, to: &str| {
+        assert!(clear.contains(from), "{from} is not in the clear part");
+        reason(&clear.replacen(from, to, 1))
+    };
+    assert_eq!(reason(&clear), Ok(()));
+    let bad_field = Err(DeadLetterReason::BadField);
+    let bad_json = Err(DeadLetterReason::BadClearPart);
+    // Of another type than its column, or given twice, also where it does not stand behind its first.
+    assert_eq!(with("\"quantityOrdered\":1", "\"quantityOrdered\":1.5,\"x\":1"), bad_field);
+    assert_eq!(with("\"quantityOrdered\":", "\"quantityOrdered\":99999999999999999999"), bad_field);
+    assert_eq!(with("\"createdTime\":\"2", "\"createdTime\":\"no time 2"), bad_field);
+    assert_eq!(with("\"salesChannel\":{", "\"salesChannel\":[],\"x\":{"), bad_field);
+    assert_eq!(with("\"salesChannel\":{", "\"salesChannel\":{},\"salesChannel\":{"), bad_field);
+    assert_eq!(with("\"fulfillment\":{", "\"salesChannel\":{},\"fulfillment\":{"), bad_field);
+    assert_eq!(with(&format!("\"orderId\":\"{token}\""), "\"orderId\":null"), bad_field);
+    // Names we do not know, null, and another order of the names are no matter.
+    assert_eq!(with("\"salesChannel\":{", "\"zz\":[{\"y\":1}],\"aa\":null,\"salesChannel\":{"), Ok(()));
+    assert_eq!(with("\"tax\":{", "\"tax\":null,\"x\":{"), Ok(()));
+    // Not JSON, or not ours.
+    assert_eq!(reason(clear.strip_suffix('}').unwrap()), bad_json);
+    assert_eq!(reason(&format!("{clear}{clear}")), bad_json);
+    assert_eq!(with("\"salesChannel\":{", "\"sales\\u0043hannel\":{"), bad_json);
+    assert_eq!(reason("[]"), bad_field);
+    assert_eq!(reason("Jane"), bad_json);
+    let place = project(event(b"{\n \"createdTime\":7}", Family::Orders, token)).unwrap_err();
+    assert_eq!((place.reason, place.line), (DeadLetterReason::BadField, 2));
 }

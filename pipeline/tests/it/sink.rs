@@ -56,7 +56,7 @@ fn package(order: u8, version: i64) -> StateRecord {
         package_token: EntityToken([9; 16]),
         status: None,
         detailed_status: None,
-        carrier: Some("DHL".to_owned()),
+        carrier: Some("DHL".into()),
         shipping_service: None,
         created_at: None,
         shipped_at: None,

@@ -2,13 +2,13 @@
 
 mod entity;
 
-use jiter::{Jiter, JiterError, JiterErrorType, JsonErrorType, Peek};
 use zeroize::Zeroize;
 
 use self::entity::Waiting;
 use super::emit::{self, Source, TokenCache};
 use super::{BodyCode, BodyError, Limits, Page, Tokens};
-use crate::catalogue::{Capture, Catalogue, NodeId, ROOT, Shape, Switch, TokenKind, Tree, Type, UNCLASSIFIED};
+use crate::catalogue::{Capture, Catalogue, Names, NodeId, ROOT, Shape, Switch, TokenKind, Tree, Type, UNCLASSIFIED};
+use crate::json::{Fault, Json, JsonError, Next, Quoted};
 use crate::private::Plain;
 use crate::time::Timestamp;
 
@@ -69,11 +69,17 @@ impl Scratch {
     pub(super) fn wipe(&mut self) {
         self.items.clear();
         self.counts.clear();
-        self.side.zeroize();
-        self.tape.zeroize();
-        self.out.zeroize();
+        wipe(&mut self.side);
+        wipe(&mut self.tape);
+        wipe(&mut self.out);
         self.tokens.clear();
     }
+}
+
+/// Empties `buffer`. Only its length is wiped, which is short, not its capacity: so each who shortens it wipes what it cuts off.
+pub(super) fn wipe(buffer: &mut Vec<u8>) {
+    buffer.as_mut_slice().zeroize();
+    buffer.clear();
 }
 
 /// The text of a span.
@@ -84,22 +90,29 @@ pub(super) fn text<'a>(body: &'a [u8], side: &'a [u8], span: Span) -> &'a [u8] {
     from.get(start..start + (span.len & !SIDE) as usize).unwrap_or_default()
 }
 
-/// Keeps a decoded string: in place where the body has it as it is, else escaped into `side`.
+/// Keeps a string: in place where the body has it as it is, else escaped into `side`. `None` where it is longer than `max` as decoded.
 #[inline]
-fn keep(body: &[u8], side: &mut Vec<u8>, decoded: &str) -> Span {
-    let at = decoded.as_ptr().addr().wrapping_sub(body.as_ptr().addr());
-    // The limit on bodies keeps offsets and lengths below 2^31.
-    let len = u32::try_from(decoded.len()).unwrap_or_default();
-    if at < body.len() {
-        return Span { start: u32::try_from(at).unwrap_or_default(), len };
+fn keep(side: &mut Vec<u8>, tape: &mut Vec<u8>, quoted: Quoted<'_>, max: usize) -> Option<Span> {
+    if quoted.escaped {
+        return keep_escaped(side, tape, quoted, max);
     }
+    // The limit on bodies keeps offsets and lengths below 2^31.
+    let span = Span { start: u32::try_from(quoted.at).unwrap_or_default(), len: u32::try_from(quoted.raw.len()).unwrap_or_default() };
+    (quoted.raw.len() <= max).then_some(span)
+}
+
+#[cold]
+fn keep_escaped(side: &mut Vec<u8>, tape: &mut Vec<u8>, quoted: Quoted<'_>, max: usize) -> Option<Span> {
+    wipe(tape);
+    quoted.decode_into(tape);
     let start = side.len();
-    emit::escape(side, decoded.as_bytes());
-    Span { start: u32::try_from(start).unwrap_or_default(), len: u32::try_from(side.len() - start).unwrap_or_default() | SIDE }
+    emit::escape(side, tape);
+    let span = Span { start: u32::try_from(start).unwrap_or_default(), len: u32::try_from(side.len() - start).unwrap_or_default() | SIDE };
+    (tape.len() <= max).then_some(span)
 }
 
 struct Parser<'a, 'j> {
-    jiter: Jiter<'j>,
+    json: Json<'j>,
     body: &'j [u8],
     catalogue: &'a Catalogue,
     tree: &'a Tree,
@@ -118,22 +131,24 @@ struct Parser<'a, 'j> {
     entities_found: bool,
 }
 
-type Parsed<T> = Result<T, BodyError>;
+/// Boxed: a result then travels in registers, and errors are rare.
+type Parsed<T> = Result<T, Box<BodyError>>;
 
-pub(super) fn page(catalogue: &Catalogue, body: &[u8], tokens: &dyn Tokens, limits: &Limits, s: &mut Scratch) -> Parsed<Page> {
+pub(super) fn page(catalogue: &Catalogue, body: &[u8], tokens: &dyn Tokens, limits: &Limits, s: &mut Scratch) -> Result<Page, BodyError> {
     let root = "page";
     if body.len() > limits.body_bytes_max.min(SIDE as usize / 8) {
         return Err(BodyError::at(BodyCode::TooLarge, &[], body.len(), root));
     }
-    if let Err(error) = std::str::from_utf8(body) {
-        return Err(BodyError::at(BodyCode::NotUtf8, body, error.valid_up_to(), root));
-    }
+    let text = match std::str::from_utf8(body) {
+        Ok(text) => text,
+        Err(error) => return Err(BodyError::at(BodyCode::NotUtf8, body, error.valid_up_to(), root)),
+    };
     // A buffer that grows leaves its old bytes behind, unwiped: begin with room for any usual order.
     s.out.reserve(OUT_BYTES);
     s.side.reserve(SIDE_BYTES);
-    let tape = std::mem::take(&mut s.tape);
+    s.tape.reserve(SIDE_BYTES);
     let mut parser = Parser {
-        jiter: Jiter::with_tape(body, tape),
+        json: Json::new(text),
         body,
         catalogue,
         tree: &catalogue.tree,
@@ -149,39 +164,40 @@ pub(super) fn page(catalogue: &Catalogue, body: &[u8], tokens: &dyn Tokens, limi
         entities: 0,
         entities_found: false,
     };
-    let result = parser.whole();
-    let Parser { jiter, page, s, .. } = parser;
-    s.tape = jiter.into_tape();
-    result.map(|()| page)
+    match parser.whole() {
+        Ok(()) => Ok(parser.page),
+        Err(error) => Err(*error),
+    }
 }
 
 impl Parser<'_, '_> {
-    fn error(&self, code: BodyCode) -> BodyError {
-        let path = self.tree.node(self.at).map_or("page", |node| &node.path);
-        BodyError::at(code, self.body, self.jiter.current_index(), path)
+    #[cold]
+    fn error(&self, code: BodyCode) -> Box<BodyError> {
+        self.error_at(code, self.json.at())
     }
 
     #[cold]
-    fn syntax(&self, error: &JiterError) -> BodyError {
-        let code = match &error.error_type {
-            JiterErrorType::JsonError(
-                JsonErrorType::EofWhileParsingList
-                | JsonErrorType::EofWhileParsingObject
-                | JsonErrorType::EofWhileParsingString
-                | JsonErrorType::EofWhileParsingValue,
-            ) => BodyCode::Truncated,
-            JiterErrorType::JsonError(JsonErrorType::TrailingCharacters) => BodyCode::TrailingBytes,
-            JiterErrorType::JsonError(_) | JiterErrorType::WrongType { .. } => BodyCode::NotJson,
-        };
+    fn error_at(&self, code: BodyCode, offset: usize) -> Box<BodyError> {
         let path = self.tree.node(self.at).map_or("page", |node| &node.path);
-        BodyError::at(code, self.body, error.index, path)
+        Box::new(BodyError::at(code, self.body, offset, path))
+    }
+
+    #[cold]
+    fn syntax(&self, error: JsonError) -> Box<BodyError> {
+        let code = match error.fault {
+            Fault::Truncated => BodyCode::Truncated,
+            Fault::Trailing => BodyCode::TrailingBytes,
+            Fault::TooDeep => BodyCode::TooDeep,
+            Fault::Syntax => BodyCode::NotJson,
+        };
+        self.error_at(code, error.at)
     }
 
     fn whole(&mut self) -> Parsed<()> {
-        let peek = self.jiter.peek().map_err(|e| self.syntax(&e))?;
-        let mask = self.value(peek, ROOT, UNKNOWN, Span::default(), 1)?;
+        let next = self.json.next().map_err(|e| self.syntax(e))?;
+        let mask = self.value(next, ROOT, UNKNOWN, Span::default(), 1)?;
         self.at = ROOT;
-        self.jiter.finish().map_err(|e| self.syntax(&e))?;
+        self.json.end().map_err(|e| self.syntax(e))?;
         if !self.entities_found {
             return Err(self.error(BodyCode::NoEntities));
         }
@@ -192,9 +208,9 @@ impl Parser<'_, '_> {
         self.identify_waiting()?;
         if mask & UNCLASSIFIED != 0 {
             let Scratch { items, side, out, .. } = &mut *self.s;
-            out.clear();
             emit::group(out, Source { tree: self.tree, body: self.body, side, items }, 0, UNCLASSIFIED);
             self.page.leftover = Some(Plain::new(out.clone()));
+            wipe(out);
         }
         self.page.unclassified = self.take_counts();
         Ok(())
@@ -251,14 +267,14 @@ impl Parser<'_, '_> {
     }
 
     /// Reads one value by the rules at `rule` ([`UNKNOWN`]: none) and returns where its content goes.
-    fn value(&mut self, peek: Peek, rule: NodeId, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
-        let Some(node) = self.tree.node(rule) else { return self.unknown(peek, named, name, depth) };
+    fn value(&mut self, next: Next, rule: NodeId, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
+        let Some(node) = self.tree.node(rule) else { return self.unknown(next, named, name, depth) };
         if node.entity && !self.in_entity {
-            return self.entity(peek, rule, named, depth);
+            return self.entity(next, rule, named, depth);
         }
-        match (&node.shape, peek) {
-            (_, Peek::Null) => self.bare(peek, named, name, node.mask),
-            (Shape::Leaf(Type::String), Peek::String) => {
+        match (&node.shape, next) {
+            (_, Next::Null) => self.bare(next, named, name, node.mask),
+            (Shape::Leaf(Type::String), Next::String) => {
                 let span = self.string()?;
                 if let Some(capture) = node.capture
                     && let Some(slot) = self.captures.get_mut(capture.slot())
@@ -269,30 +285,32 @@ impl Parser<'_, '_> {
                 self.push(Item { kind: Kind::String, mask: node.mask, node: named, token: node.token, end, name, text: span })?;
                 Ok(node.mask)
             }
-            (Shape::Leaf(Type::Number), peek) if peek.is_num() => self.bare(peek, named, name, node.mask),
-            (Shape::Leaf(Type::Boolean), Peek::True | Peek::False) => self.bare(peek, named, name, node.mask),
-            (Shape::Object(_), Peek::Object) => self.object(rule, named, name, depth),
-            (Shape::Array(element), Peek::Array) => self.array(*element, node.mask, named, name, depth),
+            (Shape::Leaf(Type::Number), Next::Number) => self.bare(next, named, name, node.mask),
+            (Shape::Leaf(Type::Boolean), Next::Bool) => self.bare(next, named, name, node.mask),
+            (Shape::Object(_), Next::Object) => self.object(rule, named, name, depth),
+            (Shape::Array(element), Next::Array) => self.array(*element, node.mask, named, name, depth),
             // What does not even begin a value is left to `unknown`, which says so.
-            _ if node.page && begins_value(peek) => {
+            _ if node.page && next != Next::Nothing => {
                 self.at = rule;
                 Err(self.error(BodyCode::BadPage))
             }
             _ => {
                 self.unclassified(rule);
-                self.unknown(peek, named, name, depth)
+                self.unknown(next, named, name, depth)
             }
         }
     }
 
     #[inline]
     fn string(&mut self) -> Parsed<Span> {
-        let (body, max) = (self.body, self.limits.string_bytes_max);
-        match self.jiter.known_str() {
-            Ok(decoded) if decoded.len() <= max => Ok(keep(body, &mut self.s.side, decoded)),
-            Ok(_) => Err(self.error(BodyCode::StringTooLong)),
-            Err(error) => Err(self.syntax(&error)),
-        }
+        let quoted = self.json.string().map_err(|e| self.syntax(e))?;
+        self.keep(quoted)
+    }
+
+    #[inline]
+    fn keep(&mut self, quoted: Quoted<'_>) -> Parsed<Span> {
+        let max = self.limits.string_bytes_max;
+        keep(&mut self.s.side, &mut self.s.tape, quoted, max).ok_or_else(|| self.error(BodyCode::StringTooLong))
     }
 
     /// Where the item after the next one will stand: the end of a value without children.
@@ -310,15 +328,15 @@ impl Parser<'_, '_> {
 
     /// Null, true, false or a number.
     #[inline]
-    fn bare(&mut self, peek: Peek, node: NodeId, name: Span, mask: u16) -> Parsed<u16> {
-        let start = self.jiter.current_index();
-        let read = match peek {
-            Peek::Null => self.jiter.known_null(),
-            Peek::True | Peek::False => self.jiter.known_bool(peek).map(|_| ()),
-            _ => self.jiter.known_number_bytes(peek).map(|_| ()),
+    fn bare(&mut self, next: Next, node: NodeId, name: Span, mask: u16) -> Parsed<u16> {
+        let start = self.json.at();
+        let read = match next {
+            Next::Null | Next::Bool => self.json.word(),
+            // What begins no value is not one either as a number.
+            _ => self.json.number().map(|_| ()),
         };
-        read.map_err(|e| self.syntax(&e))?;
-        let len = self.jiter.current_index() - start;
+        read.map_err(|e| self.syntax(e))?;
+        let len = self.json.at() - start;
         let span = Span { start: u32::try_from(start).unwrap_or_default(), len: u32::try_from(len).unwrap_or_default() };
         self.leaf(Kind::Bare, node, name, span, mask)
     }
@@ -332,31 +350,25 @@ impl Parser<'_, '_> {
         let Some(node) = tree.node(rule) else { return Ok(0) };
         let Shape::Object(names) = &node.shape else { return Ok(0) };
         let index = self.push(Item { kind: Kind::Object, mask: 0, node: named, token: None, end: 0, name, text: Span::default() })?;
-        let (body, max) = (self.body, self.limits.string_bytes_max);
         let mut mask = 0;
         let mut seen = 0u32;
-        let mut key = self.jiter.known_object();
-        loop {
-            let (child, unknown) = match key {
-                Ok(None) => break,
-                Ok(Some(key)) if key.len() > max => return Err(self.error(BodyCode::StringTooLong)),
-                Ok(Some(key)) => match names.find(key) {
-                    Some(child) => (child, Span::default()),
-                    None => (UNKNOWN, keep(body, &mut self.s.side, key)),
-                },
-                Err(error) => return Err(self.syntax(&error)),
+        let mut key = self.json.object().map_err(|e| self.syntax(e))?;
+        while let Some(quoted) = key {
+            let (child, unknown) = match names.find(quoted.raw) {
+                Some(child) => (child, Span::default()),
+                None => self.other_name(names, quoted)?,
             };
             let rank = tree.node(child).map(|child| 1u32 << (child.rank % 32));
             let again = rank.is_some_and(|bit| seen & bit != 0);
             seen |= rank.unwrap_or_default();
-            let peek = self.jiter.peek().map_err(|e| self.syntax(&e))?;
+            let next = self.json.next().map_err(|e| self.syntax(e))?;
             if rank.is_none() || again {
-                mask |= self.outside(peek, if again { child } else { rule }, child, unknown, depth + 1)?;
+                mask |= self.outside(next, if again { child } else { rule }, child, unknown, depth + 1)?;
             } else {
-                mask |= self.value(peek, child, child, unknown, depth + 1)?;
+                mask |= self.value(next, child, child, unknown, depth + 1)?;
             }
             self.at = rule;
-            key = self.jiter.next_key();
+            key = self.json.member().map_err(|e| self.syntax(e))?;
         }
         self.close(index, mask);
         if let Some(switch) = &node.switch
@@ -367,15 +379,23 @@ impl Parser<'_, '_> {
         Ok(mask)
     }
 
+    /// A name that is not there as it is written: one we know with needless escapes, or one we do not know.
+    #[cold]
+    fn other_name(&mut self, names: &Names, quoted: Quoted<'_>) -> Parsed<(NodeId, Span)> {
+        let span = self.keep(quoted)?;
+        let known = std::str::from_utf8(&self.s.tape).ok().filter(|_| quoted.escaped).and_then(|name| names.find(name));
+        Ok(known.map_or((UNKNOWN, span), |child| (child, Span::default())))
+    }
+
     /// A member without a rule, or one that was there before.
     #[cold]
-    fn outside(&mut self, peek: Peek, known: NodeId, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
+    fn outside(&mut self, next: Next, known: NodeId, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
         if named != UNKNOWN && self.tree.node(named).is_some_and(|node| node.page || node.entity) {
             self.at = named;
             return Err(self.error(BodyCode::DuplicatePage));
         }
         self.unclassified(known);
-        self.unknown(peek, named, name, depth)
+        self.unknown(next, named, name, depth)
     }
 
     fn array(&mut self, element: NodeId, home: u16, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
@@ -387,30 +407,30 @@ impl Parser<'_, '_> {
         }
         let index = self.push(Item { kind: Kind::Array, mask: 0, node: named, token: None, end: 0, name, text: Span::default() })?;
         let mut mask = 0;
-        let mut next = self.jiter.known_array().map_err(|e| self.syntax(&e))?;
+        let mut next = self.json.array().map_err(|e| self.syntax(e))?;
         if next.is_none() {
             mask = home;
         }
-        while let Some(peek) = next {
-            mask |= self.value(peek, element, UNKNOWN, Span::default(), depth + 1)?;
-            next = self.jiter.array_step().map_err(|e| self.syntax(&e))?;
+        while let Some(found) = next {
+            mask |= self.value(found, element, UNKNOWN, Span::default(), depth + 1)?;
+            next = self.json.element().map_err(|e| self.syntax(e))?;
         }
         self.close(index, mask);
         Ok(mask)
     }
 
     /// Reads any value whole into the unclassified group.
-    fn unknown(&mut self, peek: Peek, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
-        match peek {
-            Peek::String => {
+    fn unknown(&mut self, next: Next, named: NodeId, name: Span, depth: usize) -> Parsed<u16> {
+        match next {
+            Next::String => {
                 let span = self.string()?;
                 self.leaf(Kind::String, named, name, span, UNCLASSIFIED)
             }
-            Peek::Array | Peek::Object => {
+            Next::Array | Next::Object => {
                 if depth > self.limits.depth_max {
                     return Err(self.error(BodyCode::TooDeep));
                 }
-                let kind = if peek == Peek::Array { Kind::Array } else { Kind::Object };
+                let kind = if next == Next::Array { Kind::Array } else { Kind::Object };
                 let index = self.push(Item { kind, mask: 0, node: named, token: None, end: 0, name, text: Span::default() })?;
                 if kind == Kind::Array {
                     self.unknown_elements(depth)?
@@ -420,33 +440,28 @@ impl Parser<'_, '_> {
                 self.close(index, UNCLASSIFIED);
                 Ok(UNCLASSIFIED)
             }
-            _ => self.bare(peek, named, name, UNCLASSIFIED),
+            _ => self.bare(next, named, name, UNCLASSIFIED),
         }
     }
 
     fn unknown_elements(&mut self, depth: usize) -> Parsed<()> {
-        let mut next = self.jiter.known_array().map_err(|e| self.syntax(&e))?;
-        while let Some(peek) = next {
-            self.unknown(peek, UNKNOWN, Span::default(), depth + 1)?;
-            next = self.jiter.array_step().map_err(|e| self.syntax(&e))?;
+        let mut next = self.json.array().map_err(|e| self.syntax(e))?;
+        while let Some(found) = next {
+            self.unknown(found, UNKNOWN, Span::default(), depth + 1)?;
+            next = self.json.element().map_err(|e| self.syntax(e))?;
         }
         Ok(())
     }
 
     fn unknown_members(&mut self, depth: usize) -> Parsed<()> {
-        let (body, max) = (self.body, self.limits.string_bytes_max);
-        let mut key = self.jiter.known_object();
-        loop {
-            let name = match key {
-                Ok(None) => return Ok(()),
-                Ok(Some(key)) if key.len() > max => return Err(self.error(BodyCode::StringTooLong)),
-                Ok(Some(key)) => keep(body, &mut self.s.side, key),
-                Err(error) => return Err(self.syntax(&error)),
-            };
-            let peek = self.jiter.peek().map_err(|e| self.syntax(&e))?;
-            self.unknown(peek, UNKNOWN, name, depth + 1)?;
-            key = self.jiter.next_key();
+        let mut key = self.json.object().map_err(|e| self.syntax(e))?;
+        while let Some(quoted) = key {
+            let name = self.keep(quoted)?;
+            let next = self.json.next().map_err(|e| self.syntax(e))?;
+            self.unknown(next, UNKNOWN, name, depth + 1)?;
+            key = self.json.member().map_err(|e| self.syntax(e))?;
         }
+        Ok(())
     }
 
     /// Whether the deciding property of the object at `index` is given once, as a string, with one of the switch's values.
@@ -481,22 +496,14 @@ impl Parser<'_, '_> {
     }
 }
 
-/// Whether a JSON value can begin like this; `NaN` and `Infinity` are none.
-const fn begins_value(peek: Peek) -> bool {
-    matches!(peek.into_inner(), b'n' | b't' | b'f' | b'"' | b'[' | b'{' | b'-' | b'0'..=b'9')
-}
-
 /// The decoded text of a span: canonical escapes undone.
 pub(super) fn decoded(body: &[u8], side: &[u8], span: Span) -> Option<String> {
-    let raw = text(body, side, span);
+    let raw = std::str::from_utf8(text(body, side, span)).ok()?;
     if span.len & SIDE == 0 {
-        return std::str::from_utf8(raw).ok().map(str::to_owned);
+        return Some(raw.to_owned());
     }
-    let mut quoted = Vec::with_capacity(raw.len() + 2);
-    quoted.push(b'"');
-    quoted.extend_from_slice(raw);
-    quoted.push(b'"');
-    let decoded = Jiter::new(&quoted).next_str().ok().map(str::to_owned);
-    quoted.zeroize();
-    decoded
+    // Escapes only make a text longer: the buffer does not grow, and leaves nothing behind.
+    let mut decoded = Vec::with_capacity(raw.len());
+    Quoted { raw, at: 0, escaped: true }.decode_into(&mut decoded);
+    String::from_utf8(decoded).ok()
 }

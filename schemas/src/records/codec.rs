@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rust_decimal::Decimal;
 use uuid::Uuid;
 
+use super::Text;
 use crate::class::FieldGroup;
 use crate::envelope::{Attribution, Entity, SealedGroup};
 use crate::ids::{EntityToken, EventId, KeyId, MarketplaceId, SellerId};
@@ -104,7 +105,7 @@ pub enum Cell<'a> {
     /// Bytes.
     Bytes(&'a [u8]),
     /// Texts.
-    Texts(&'a [String]),
+    Texts(&'a [Text]),
     /// Tokens.
     Tokens(&'a [EntityToken]),
     /// Integers.
@@ -264,6 +265,42 @@ pub trait Field: Sized {
     fn cells<'a>(&'a self, each: &mut dyn FnMut(Cell<'a>));
 }
 
+/// What a row's member is before anything is known of it.
+pub(super) trait Blank {
+    /// Absent, empty or zero.
+    fn blank() -> Self;
+}
+
+impl<T> Blank for Option<T> {
+    fn blank() -> Self {
+        None
+    }
+}
+
+impl<T> Blank for Vec<T> {
+    fn blank() -> Self {
+        Self::new()
+    }
+}
+
+impl Blank for i64 {
+    fn blank() -> Self {
+        0
+    }
+}
+
+impl Blank for Timestamp {
+    fn blank() -> Self {
+        Self(0)
+    }
+}
+
+impl Blank for EntityToken {
+    fn blank() -> Self {
+        Self([0; 16])
+    }
+}
+
 impl<T: Scalar> Field for T {
     fn declare(name: &'static str, doc: &'static str, columns: &mut Vec<Column>) {
         columns.push(Column { name, doc, ty: T::TYPE, nullable: false, avro: Cow::Borrowed(T::AVRO) });
@@ -327,7 +364,7 @@ macro_rules! lists {
         }
     )+ };
 }
-lists! { String => Texts, Texts; EntityToken => Tokens, Tokens; i64 => Ints, Ints; }
+lists! { Text => Texts, Texts; EntityToken => Tokens, Tokens; i64 => Ints, Ints; }
 
 macro_rules! scalars {
     ($($t:ty: $ty:ident, $avro:literal, |$v:ident, $out:ident| $put:expr, |$r:ident| $take:expr, |$c:ident| $cell:expr;)+) => { $(
@@ -350,6 +387,7 @@ macro_rules! scalars {
 }
 scalars! {
     String: Text, "\"string\"", |v, out| put_bytes(v.as_bytes(), out), |r| r.text().map(str::to_owned), |c| Cell::Text(c);
+    Text: Text, "\"string\"", |v, out| put_bytes(v.as_bytes(), out), |r| r.text().map(Text::from), |c| Cell::Text(c);
     i64: Int, "\"long\"", |v, out| put_long(*v, out), |r| r.long(), |c| Cell::Int(*c);
     bool: Bool, "\"boolean\"", |v, out| out.push(u8::from(*v)), |r| take_bool(r), |c| Cell::Bool(*c);
     Timestamp: Time, "{\"type\":\"long\",\"logicalType\":\"timestamp-millis\"}", |v, out| put_long(v.0, out), |r| r.long().map(Timestamp), |c| Cell::Time(*c);

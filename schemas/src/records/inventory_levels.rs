@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::row;
+use super::{Text, kind_row};
 use crate::envelope::Attribution;
 use crate::ids::EntityToken;
 use crate::time::Timestamp;
 
-row!(
+kind_row!(
     /// One row per seller, marketplace, SKU, FNSKU and condition: stock at Amazon, in units.
     InventoryLevelRow = "InventoryLevels" {
         /// where the record came from
@@ -17,15 +17,15 @@ row!(
         /// pseudonym of seller, marketplace, SKU, FNSKU and condition
         level_token: EntityToken,
         /// seller's stock keeping unit
-        sku: Option<String>,
+        sku: Option<Text>,
         /// Amazon's fulfilment network SKU
-        fnsku: Option<String>,
+        fnsku: Option<Text>,
         /// Amazon's standard identification number
-        asin: Option<String>,
+        asin: Option<Text>,
         /// condition, e.g. NewItem
-        condition: Option<String>,
+        condition: Option<Text>,
         /// product name
-        product_name: Option<String>,
+        product_name: Option<Text>,
         /// units in all
         total_quantity: Option<i64>,
         /// units that can be sold
@@ -69,6 +69,6 @@ row!(
         /// when Amazon last changed the level
         updated_at: Option<Timestamp>,
         /// seller's stores that hold it
-        stores: Vec<String>,
+        stores: Vec<Text>,
     }
 );

@@ -28,6 +28,9 @@ pub use orders::OrderRow;
 pub use packages::PackageRow;
 pub use pii::PiiRecord;
 
+/// A text of a row. Up to 24 bytes lie in the row itself: statuses, codes, amounts and most SKUs.
+pub type Text = compact_str::CompactString;
+
 use crate::class::Kind;
 use crate::envelope::Attribution;
 use crate::ids::{EntityToken, SellerId};
@@ -109,6 +112,29 @@ macro_rules! row {
     };
 }
 pub(crate) use row;
+
+/// [`row!`] for a row of a kind, which the projection fills member by member.
+macro_rules! kind_row {
+    ($(#[doc = $doc:literal])+ $name:ident = $avro:literal {
+        #[doc = $adoc:literal] attribution: $aty:ty,
+        #[doc = $vdoc:literal] source_version: $vty:ty,
+        $($(#[doc = $fdoc:literal])+ $field:ident: $ty:ty,)+
+    }) => {
+        $crate::records::row!($(#[doc = $doc])+ $name = $avro {
+            #[doc = $adoc] attribution: $aty,
+            #[doc = $vdoc] source_version: $vty,
+            $($(#[doc = $fdoc])+ $field: $ty,)+
+        });
+        impl $name {
+            /// A row of which only this much is known: all else is absent, empty or zero.
+            #[must_use]
+            pub fn blank(attribution: $aty, source_version: $vty) -> Self {
+                Self { attribution, source_version, $($field: $crate::records::codec::Blank::blank(),)+ }
+            }
+        }
+    };
+}
+pub(crate) use kind_row;
 
 /// A row of one of the kinds: the value of `state.<kind>`, and with two more fields of `events.<kind>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,10 +219,14 @@ impl StateRecord {
         key::state_key(self.seller(), self.entity(), self.child())
     }
 
-    /// Its key on `events.<kind>`.
-    #[must_use]
-    pub fn event_key(&self) -> String {
-        key::event_key(self.seller(), self.entity(), self.child(), self.attribution().event_id)
+    /// Its key on `state.<kind>`, in the place of what `key` holds.
+    pub fn put_key(&self, key: &mut String) {
+        key::put_state_key(key, self.seller(), self.entity(), self.child());
+    }
+
+    /// Its key on `events.<kind>`, in the place of what `key` holds.
+    pub fn put_event_key(&self, key: &mut String) {
+        key::put_event_key(key, self.seller(), self.entity(), self.child(), self.attribution().event_id);
     }
 
     /// Columns of the rows of `kind`, in the order of [`StateRecord::cells`]. Built anew on each call: keep the result.

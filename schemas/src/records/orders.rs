@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use rust_decimal::Decimal;
 
-use super::row;
+use super::{Text, kind_row};
 use crate::envelope::Attribution;
 use crate::ids::EntityToken;
 use crate::time::Timestamp;
 
-row!(
+kind_row!(
     /// One row per order: its latest non-personal state.
     OrderRow = "Orders" {
         /// where the record came from
@@ -19,19 +19,19 @@ row!(
         /// pseudonym of the order; its identity in every table
         order_token: EntityToken,
         /// fulfillmentStatus: PENDING, UNSHIPPED, PARTIALLY_SHIPPED, SHIPPED, CANCELLED, ...
-        status: Option<String>,
+        status: Option<Text>,
         /// when the order was placed
         created_at: Timestamp,
         /// when Amazon last changed the order
         updated_at: Timestamp,
         /// channelName, e.g. AMAZON
-        sales_channel: Option<String>,
+        sales_channel: Option<Text>,
         /// marketplaceName, e.g. Amazon.de
-        marketplace_name: Option<String>,
+        marketplace_name: Option<Text>,
         /// who ships it: AMAZON or MERCHANT
-        fulfilled_by: Option<String>,
+        fulfilled_by: Option<Text>,
         /// fulfillmentServiceLevel, e.g. STANDARD
-        service_level: Option<String>,
+        service_level: Option<Text>,
         /// start of the window to ship in
         ship_by_earliest_at: Option<Timestamp>,
         /// end of the window to ship in
@@ -47,45 +47,45 @@ row!(
         /// grandTotal
         total_amount: Option<Decimal>,
         /// ISO 4217 code of total_amount
-        total_currency: Option<String>,
+        total_currency: Option<Text>,
         /// programs of the order, e.g. PRIME, AMAZON_BUSINESS
-        programs: Vec<String>,
+        programs: Vec<Text>,
         /// state or region of the delivery address
-        ship_state_or_region: Option<String>,
+        ship_state_or_region: Option<Text>,
         /// ISO 3166-1 alpha-2 country of the delivery address
-        ship_country_code: Option<String>,
+        ship_country_code: Option<Text>,
         /// RESIDENTIAL or COMMERCIAL
-        address_type: Option<String>,
+        address_type: Option<Text>,
         /// kinds of the order's aliases; the aliases themselves are sealed
-        alias_types: Vec<String>,
+        alias_types: Vec<Text>,
         /// pseudonyms of associated orders
         associated_order_tokens: Vec<EntityToken>,
         /// kind of each association, parallel to associated_order_tokens
-        association_types: Vec<String>,
+        association_types: Vec<Text>,
         /// type of each part of the proceeds
-        proceeds_types: Vec<String>,
+        proceeds_types: Vec<Text>,
         /// status of each part of the proceeds, parallel; empty where there is none
-        proceeds_statuses: Vec<String>,
+        proceeds_statuses: Vec<Text>,
         /// amount of each part of the proceeds, digit for digit, parallel
-        proceeds_amounts: Vec<String>,
+        proceeds_amounts: Vec<Text>,
         /// ISO 4217 code of each part of the proceeds, parallel
-        proceeds_currencies: Vec<String>,
+        proceeds_currencies: Vec<Text>,
         /// payment methods, e.g. CashOnDelivery
-        payment_methods: Vec<String>,
+        payment_methods: Vec<Text>,
         /// amount paid by each method, digit for digit, parallel; empty where there is none
-        payment_amounts: Vec<String>,
+        payment_amounts: Vec<Text>,
         /// ISO 4217 code of each payment, parallel
-        payment_currencies: Vec<String>,
+        payment_currencies: Vec<Text>,
         /// acquirer of each payment, parallel
-        payment_acquirer_ids: Vec<String>,
+        payment_acquirer_ids: Vec<Text>,
         /// entityType of each tax registration that is the seller's or Amazon's
-        tax_entity_types: Vec<String>,
+        tax_entity_types: Vec<Text>,
         /// taxRegistrationType of each of them, parallel
-        tax_registration_types: Vec<String>,
+        tax_registration_types: Vec<Text>,
         /// buyerInvoicePreference: INDIVIDUAL or BUSINESS
-        buyer_invoice_preference: Option<String>,
+        buyer_invoice_preference: Option<Text>,
         /// invoiceStatus
-        invoice_status: Option<String>,
+        invoice_status: Option<Text>,
         /// number of order items
         item_count: i64,
         /// pseudonyms of the order's items: its children in order_items

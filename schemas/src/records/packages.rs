@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::row;
+use super::{Text, kind_row};
 use crate::envelope::Attribution;
 use crate::ids::EntityToken;
 use crate::time::Timestamp;
 
-row!(
+kind_row!(
     /// One row per package, without its tracking number.
     PackageRow = "Packages" {
         /// where the record came from
@@ -19,13 +19,13 @@ row!(
         /// pseudonym of the package
         package_token: EntityToken,
         /// PENDING, IN_TRANSIT, SHIPPED, DELIVERED, CANCELLED, UNDELIVERABLE
-        status: Option<String>,
+        status: Option<Text>,
         /// detailedStatus, e.g. OUT_FOR_DELIVERY
-        detailed_status: Option<String>,
+        detailed_status: Option<Text>,
         /// carrier
-        carrier: Option<String>,
+        carrier: Option<Text>,
         /// shippingService
-        shipping_service: Option<String>,
+        shipping_service: Option<Text>,
         /// when the package was created
         created_at: Option<Timestamp>,
         /// when it was handed to the carrier

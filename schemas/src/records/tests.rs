@@ -71,7 +71,7 @@ fn an_older_body_is_read_through_resolution() {
         source_version: 5,
         order_token: EntityToken([1; 16]),
         package_token: EntityToken([2; 16]),
-        status: Some("SHIPPED".to_owned()),
+        status: Some("SHIPPED".into()),
         detailed_status: None,
         carrier: None,
         shipping_service: None,
@@ -165,7 +165,7 @@ proptest! {
     fn inventory_rows_are_avro(texts in proptest::collection::vec(proptest::option::of(text()), 5), numbers in proptest::collection::vec(proptest::option::of(any::<i64>()), 21), stores in proptest::collection::vec(text(), 0..4), token in token(), at in any::<i64>()) {
         let (mut t, mut n) = (texts.into_iter(), numbers.into_iter());
         let mut number = || n.next().unwrap();
-        let mut text = || t.next().unwrap();
+        let mut text = || t.next().unwrap().map(Text::from);
         let row = InventoryLevelRow {
             attribution: Arc::new(attribution()), source_version: at, level_token: token,
             sku: text(), fnsku: text(), asin: text(), condition: text(), product_name: text(),
@@ -175,7 +175,7 @@ proptest! {
             researching_short_term_quantity: number(), researching_mid_term_quantity: number(), researching_long_term_quantity: number(),
             unfulfillable_total_quantity: number(), customer_damaged_quantity: number(), warehouse_damaged_quantity: number(),
             distributor_damaged_quantity: number(), carrier_damaged_quantity: number(), defective_quantity: number(), expired_quantity: number(),
-            updated_at: number().map(Timestamp), stores,
+            updated_at: number().map(Timestamp), stores: stores.into_iter().map(Text::from).collect(),
         };
         judged(&row, RecordType::State(Kind::InventoryLevels));
         let mut cells = 0;

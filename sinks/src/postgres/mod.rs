@@ -232,7 +232,7 @@ fn bind<'q>(query: Query<'q>, values: &Values<'_>, from: usize, to: usize) -> Qu
             query.bind(ids)
         }
         Values::Bytes(v) => query.bind(v.get(from..to).unwrap_or_default()),
-        Values::List(v) => query.bind(v.get(from..to).unwrap_or_default()),
+        Values::List(v) => query.bind((from..to).map(|row| v.get(row)).collect::<Vec<_>>()),
     }
 }
 

@@ -225,7 +225,7 @@ fn bind<'q>(query: Query<'q>, values: &Values<'_>, row: usize) -> Query<'q> {
         Values::Instant(v) => query.bind(v.get(row).copied().flatten().map(|instant| instant.to_iso())),
         Values::Uuid(v) => query.bind(v.get(row).copied().flatten().map(|id| id.hyphenated().to_string())),
         Values::Bytes(v) => query.bind(v.get(row).copied().flatten().map(<[u8]>::to_vec)),
-        Values::List(v) => query.bind(v.get(row).cloned().flatten()),
+        Values::List(v) => query.bind(v.get(row).map(str::to_owned)),
     }
 }
 

@@ -1,14 +1,14 @@
 //! One entity of the answer: its identity and its two halves, once all of it has been read.
 
-use jiter::Peek;
 use zeroize::Zeroize;
 
-use super::{Parsed, Parser, Scratch, Span, decoded};
+use super::{Parsed, Parser, Scratch, Span, decoded, wipe};
 use crate::catalogue::{CLEAR, Capture, EntityKind, LEFT_OUT, NodeId, TokenKind, group_bit};
 use crate::class::FieldGroup;
 use crate::classify::emit::{self, Source};
 use crate::classify::{BodyCode, Classified, Identity, RejectCode, Rejected};
 use crate::ids::{EntityToken, MarketplaceId, OrderId};
+use crate::json::Next;
 use crate::key;
 use crate::private::Plain;
 use crate::time::Timestamp;
@@ -38,7 +38,7 @@ pub(super) struct Waiting {
 
 impl Parser<'_, '_> {
     /// Reads one entity, writes its two halves, and forgets its items.
-    pub(super) fn entity(&mut self, peek: Peek, rule: NodeId, named: NodeId, depth: usize) -> Parsed<u16> {
+    pub(super) fn entity(&mut self, next: Next, rule: NodeId, named: NodeId, depth: usize) -> Parsed<u16> {
         let index = self.entities;
         self.entities += 1;
         self.entities_found = true;
@@ -54,12 +54,12 @@ impl Parser<'_, '_> {
             }
         }
         (self.base, self.in_entity) = (items, true);
-        let mask = if peek == Peek::Object {
+        let mask = if next == Next::Object {
             self.object(rule, named, Span::default(), depth)?
         } else {
-            self.unknown(peek, named, Span::default(), depth)?
+            self.unknown(next, named, Span::default(), depth)?
         };
-        let outcome = if peek == Peek::Object { self.finish_entity(index, items, mask) } else { Err((RejectCode::NotAnObject, None)) };
+        let outcome = if next == Next::Object { self.finish_entity(index, items, mask) } else { Err((RejectCode::NotAnObject, None)) };
         if let Err((code, capture)) = outcome {
             let path = self.path_of(rule, capture);
             self.page.rejected.push(Rejected { index, code, path });
@@ -117,17 +117,18 @@ impl Parser<'_, '_> {
     fn halves(&mut self, from: usize, mask: u16, order: Option<(&str, Span, EntityToken)>) -> Halves {
         let Scratch { items, side, out, tokens, .. } = &mut *self.s;
         let source = Source { tree: self.tree, body: self.body, side, items };
-        out.clear();
         emit::clear(out, source, from, mask, tokens, self.tokens, order);
         let clear = out.clone();
+        // It holds nothing personal.
+        out.clear();
         let payload_sha256 = hex_digest(&clear);
         let mut groups = Vec::with_capacity((mask & !(CLEAR | LEFT_OUT)).count_ones() as usize);
         for group in FieldGroup::ALL {
             let bit = group_bit(*group);
             if mask & bit != 0 {
-                out.clear();
                 emit::group(out, source, from, bit);
                 groups.push((*group, Plain::new(out.clone())));
+                wipe(out);
             }
         }
         Halves { clear, payload_sha256, groups, unclassified: self.take_counts() }
