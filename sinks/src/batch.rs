@@ -13,42 +13,42 @@ use sunder_schemas::outcome::{FilterReason, Outcome, Outcomes};
 use crate::rows::{Row, RowKey};
 use crate::{Change, SinkError, Source};
 
-/// A reduced batch: first the deletes, then the upserts.
+/// A reduced batch: first the deletes, then the upserts, which stay where they are: a row is a kilobyte and more.
 #[derive(Debug)]
-pub struct Reduced<R> {
+pub struct Reduced<'c, R> {
     /// Keys with at least one tombstone.
     pub deletes: Vec<RowKey>,
     /// The rows that remain, each with the offset it came from; no key twice.
-    pub upserts: Vec<(Offset, R)>,
+    pub upserts: Vec<(Offset, &'c R)>,
     /// Where each change ended, so far as that is known before the store has spoken.
     pub outcomes: Outcomes,
 }
 
 /// Reduces `changes`, whose keys have `parts` parts. Tombstones of other keys (heartbeats, strangers' keys) touch nothing.
 #[must_use]
-pub fn reduce<R: Row>(changes: Vec<Change<R>>, parts: usize) -> Reduced<R> {
+pub fn reduce<R: Row>(changes: &[Change<R>], parts: usize) -> Reduced<'_, R> {
     let mut outcomes = Outcomes::default();
     let mut slots: HashMap<RowKey, usize> = HashMap::with_capacity(changes.len());
-    let mut rows: Vec<Slot<R>> = Vec::with_capacity(changes.len());
+    let mut rows: Vec<Slot<'_, R>> = Vec::with_capacity(changes.len());
     for change in changes {
         match change {
             Change::Upsert { offset, record } => {
                 let next = rows.len();
                 let index = *slots.entry(record.key()).or_insert(next);
                 match rows.get_mut(index) {
-                    None => rows.push(Slot { deleted: false, row: Some((offset, record)) }),
+                    None => rows.push(Slot { deleted: false, row: Some((*offset, record)) }),
                     Some(slot) => {
                         if slot.row.as_ref().is_some_and(|(_, held)| held.version() > record.version()) {
                             outcomes.count(Outcome::Filtered(FilterReason::Stale));
                             continue;
                         }
-                        slot.row = Some((offset, record));
+                        slot.row = Some((*offset, record));
                     }
                 }
                 outcomes.count(Outcome::Stored);
             }
             Change::Delete { key, .. } => {
-                let Some(key) = (!is_own(&key)).then(|| RowKey::parse(&key, parts)).flatten() else {
+                let Some(key) = (!is_own(key)).then(|| RowKey::parse(key, parts)).flatten() else {
                     outcomes.count(Outcome::Filtered(FilterReason::Own));
                     continue;
                 };
@@ -73,9 +73,9 @@ pub fn reduce<R: Row>(changes: Vec<Change<R>>, parts: usize) -> Reduced<R> {
 }
 
 /// What the batch does to one key.
-struct Slot<R> {
+struct Slot<'c, R> {
     deleted: bool,
-    row: Option<(Offset, R)>,
+    row: Option<(Offset, &'c R)>,
 }
 
 /// Checks that the changes of a batch lie in `[expected, next)` in rising order.

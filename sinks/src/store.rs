@@ -162,7 +162,7 @@ impl Store {
     pub(crate) async fn apply<R: Row>(
         &self,
         step: Move<'_>,
-        changes: Vec<Change<R>>,
+        mut changes: Vec<Change<R>>,
         refused: impl Fn(&R) -> Option<FilterReason> + Send,
     ) -> Result<Applied, SinkError> {
         let source = step.source;
@@ -171,17 +171,17 @@ impl Store {
         let batch_error = |offset, code| SinkError::Batch { topic: source.topic.clone(), partition: source.partition, offset, code };
         let table = self.tables.get(index).ok_or_else(|| batch_error(step.next, "no such table"))?;
         let mut applied = Applied::default();
-        let mut kept = Vec::with_capacity(changes.len());
-        for change in changes {
-            match &change {
-                Change::Upsert { record, .. } => match refused(record) {
-                    Some(reason) => applied.outcomes.count(Outcome::Filtered(reason)),
-                    None => kept.push(change),
-                },
-                Change::Delete { .. } => kept.push(change),
+        changes.retain(|change| {
+            let refused = match change {
+                Change::Upsert { record, .. } => refused(record),
+                Change::Delete { .. } => None,
+            };
+            if let Some(reason) = refused {
+                applied.outcomes.count(Outcome::Filtered(reason));
             }
-        }
-        let reduced = reduce(kept, table.key.len());
+            refused.is_none()
+        });
+        let reduced = reduce(&changes, table.key.len());
         applied.outcomes.add(&reduced.outcomes);
         let mut cells = Cells::new(table, self.backend.dialect(), reduced.upserts.len());
         for (offset, row) in &reduced.upserts {
