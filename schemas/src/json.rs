@@ -113,7 +113,7 @@ impl<'j> Json<'j> {
         Self { text, body: text.as_bytes(), at: 0 }
     }
 
-    /// Bytes read so far; after [`Json::next`] the next value begins there.
+    /// Bytes read so far; after [`Json::peek`] the next value begins there.
     #[must_use]
     pub const fn at(&self) -> usize {
         self.at
@@ -124,7 +124,7 @@ impl<'j> Json<'j> {
     /// # Errors
     /// [`JsonError`] where the text ends.
     #[inline]
-    pub fn next(&mut self) -> Read<Next> {
+    pub fn peek(&mut self) -> Read<Next> {
         Ok(match self.token()? {
             b'"' => Next::String,
             b'{' => Next::Object,
@@ -257,7 +257,7 @@ impl<'j> Json<'j> {
             self.at += 1;
             return Ok(None);
         }
-        self.next().map(Some)
+        self.peek().map(Some)
     }
 
     /// The next element of an array; `None` at its end.
@@ -268,7 +268,7 @@ impl<'j> Json<'j> {
         match self.token()? {
             b',' => {
                 self.at += 1;
-                match self.next()? {
+                match self.peek()? {
                     Next::Nothing => Err(self.error(Fault::Syntax, self.at)),
                     next => Ok(Some(next)),
                 }
@@ -336,7 +336,7 @@ impl<'j> Json<'j> {
 
     fn skip_below(&mut self, depth: usize) -> Read<()> {
         let Some(depth) = depth.checked_sub(1) else { return Err(self.error(Fault::TooDeep, self.at)) };
-        match self.next()? {
+        match self.peek()? {
             Next::Null | Next::Bool => self.word(),
             Next::Number => self.number().map(|_| ()),
             Next::String => self.string().map(|_| ()),

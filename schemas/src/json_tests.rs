@@ -21,7 +21,7 @@ fn decoded(quoted: Quoted<'_>) -> String {
 }
 
 fn value(json: &mut Json<'_>, depth: usize) -> Result<Value, JsonError> {
-    let next = json.next()?;
+    let next = json.peek()?;
     if depth > 100 {
         return Err(JsonError { fault: Fault::TooDeep, at: json.at() });
     }

@@ -187,7 +187,7 @@ impl<'j> Walk<'j> {
     }
 
     fn next(&mut self) -> Fit<Next> {
-        self.json.next().map_err(|error| self.unfit(error))
+        self.json.peek().map_err(|error| self.unfit(error))
     }
 
     fn null(&mut self) -> Fit<()> {
@@ -197,7 +197,7 @@ impl<'j> Walk<'j> {
     /// What does not even begin a value breaks the JSON; anything else is a value that is not of its field's type.
     #[cold]
     fn bad_field(&self) -> Unfit {
-        let begins = !matches!(self.json.clone().next(), Ok(Next::Nothing));
+        let begins = !matches!(self.json.clone().peek(), Ok(Next::Nothing));
         self.bad(if begins { DeadLetterReason::BadField } else { DeadLetterReason::BadClearPart })
     }
 

@@ -194,7 +194,7 @@ impl Parser<'_, '_> {
     }
 
     fn whole(&mut self) -> Parsed<()> {
-        let next = self.json.next().map_err(|e| self.syntax(e))?;
+        let next = self.json.peek().map_err(|e| self.syntax(e))?;
         let mask = self.value(next, ROOT, UNKNOWN, Span::default(), 1)?;
         self.at = ROOT;
         self.json.end().map_err(|e| self.syntax(e))?;
@@ -361,7 +361,7 @@ impl Parser<'_, '_> {
             let rank = tree.node(child).map(|child| 1u32 << (child.rank % 32));
             let again = rank.is_some_and(|bit| seen & bit != 0);
             seen |= rank.unwrap_or_default();
-            let next = self.json.next().map_err(|e| self.syntax(e))?;
+            let next = self.json.peek().map_err(|e| self.syntax(e))?;
             if rank.is_none() || again {
                 mask |= self.outside(next, if again { child } else { rule }, child, unknown, depth + 1)?;
             } else {
@@ -457,7 +457,7 @@ impl Parser<'_, '_> {
         let mut key = self.json.object().map_err(|e| self.syntax(e))?;
         while let Some(quoted) = key {
             let name = self.keep(quoted)?;
-            let next = self.json.next().map_err(|e| self.syntax(e))?;
+            let next = self.json.peek().map_err(|e| self.syntax(e))?;
             self.unknown(next, UNKNOWN, name, depth + 1)?;
             key = self.json.member().map_err(|e| self.syntax(e))?;
         }
