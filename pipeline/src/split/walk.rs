@@ -35,7 +35,7 @@ impl<'j> Walk<'j> {
         let mut walk = Self { json: Json::new(text), text };
         match walk.next()? {
             Next::Object => walk.members(member)?,
-            _ => return Err(walk.bad_field()),
+            other => return Err(walk.misfit(other)),
         }
         walk.json.end().map_err(|error| walk.unfit(error))
     }
@@ -45,7 +45,7 @@ impl<'j> Walk<'j> {
         match self.next()? {
             Next::Object => self.members(member),
             Next::Null => self.null(),
-            _ => Err(self.bad_field()),
+            other => Err(self.misfit(other)),
         }
     }
 
@@ -56,7 +56,7 @@ impl<'j> Walk<'j> {
 
     /// Reads a list of objects, or null: `each` reads one with [`Walk::object`].
     pub(super) fn objects(&mut self, mut each: impl FnMut(&mut Self) -> Fit<()>) -> Fit<()> {
-        self.list(|walk, next| if next == Next::Object { each(walk) } else { Err(walk.bad_field()) })
+        self.list(|walk, next| if next == Next::Object { each(walk) } else { Err(walk.misfit(next)) })
     }
 
     /// Reads a list of texts, or null. An element that was no text was sealed as unclassified and left `{}` in its place: passed over.
@@ -67,7 +67,7 @@ impl<'j> Walk<'j> {
                 Some(())
             }),
             Next::Null | Next::Object => walk.skip(),
-            _ => Err(walk.bad_field()),
+            other => Err(walk.misfit(other)),
         })
     }
 
@@ -112,7 +112,7 @@ impl<'j> Walk<'j> {
                 *place = Some(self.json.number().map_err(|error| self.unfit(error))?);
                 Ok(())
             }
-            _ => Err(self.bad_field()),
+            other => Err(self.misfit(other)),
         }
     }
 
@@ -125,7 +125,7 @@ impl<'j> Walk<'j> {
         match self.next()? {
             Next::Array => {}
             Next::Null => return self.null(),
-            _ => return Err(self.bad_field()),
+            other => return Err(self.misfit(other)),
         }
         let mut found = self.json.array().map_err(|error| self.unfit(error))?;
         while let Some(next) = found {
@@ -178,7 +178,7 @@ impl<'j> Walk<'j> {
                 taken.ok_or_else(|| self.bad_field())
             }
             Next::Null => self.null(),
-            _ => Err(self.bad_field()),
+            other => Err(self.misfit(other)),
         }
     }
 
@@ -194,11 +194,16 @@ impl<'j> Walk<'j> {
         self.json.word().map_err(|error| self.unfit(error))
     }
 
-    /// What does not even begin a value breaks the JSON; anything else is a value that is not of its field's type.
+    /// A value of another type than its place; what does not even begin a value breaks the JSON.
+    #[cold]
+    fn misfit(&self, next: Next) -> Unfit {
+        self.bad(if next == Next::Nothing { DeadLetterReason::BadClearPart } else { DeadLetterReason::BadField })
+    }
+
+    /// A value that its place does not hold.
     #[cold]
     fn bad_field(&self) -> Unfit {
-        let begins = !matches!(self.json.clone().peek(), Ok(Next::Nothing));
-        self.bad(if begins { DeadLetterReason::BadField } else { DeadLetterReason::BadClearPart })
+        self.bad(DeadLetterReason::BadField)
     }
 
     #[cold]
