@@ -105,6 +105,11 @@ pub enum Command {
     /// Read sealed fields for a registered purpose; each read is an audit event.
     #[command(after_help = "Exit codes: 0 readable, 1 denied, 3 erased or absent.")]
     Open(OpenArgs),
+    /// Go from a row of the warehouse back to its event and the call that fetched it.
+    #[command(
+        after_help = "Examples:\n  sunder trace --table orders --key 'A1EXAMPLE|0c0c7d211d87dce7b7a4479ac42d10f6'\n  sunder trace --table order_items --key 2958fb102e54709c734f6060f36b1e2a --json\n\nExit codes: 0 found, 3 no such row."
+    )]
+    Trace(TraceArgs),
     /// The audit log.
     Audit {
         /// What to do with it.
@@ -325,6 +330,17 @@ pub struct OpenArgs {
     /// Groups of fields, comma-separated; left out: all of the purpose.
     #[arg(long, value_delimiter = ',')]
     pub fields: Vec<String>,
+}
+
+/// `sunder trace`
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// The table: orders, order_items, packages or inventory_levels.
+    #[arg(long)]
+    pub table: String,
+    /// The row's key, parts joined by `|` as on the topic; neighbouring parts are enough where they name one row, and so is an event id.
+    #[arg(long)]
+    pub key: String,
 }
 
 /// `sunder audit`

@@ -6,6 +6,7 @@ pub mod cells;
 mod contract;
 pub mod error;
 pub mod find;
+mod lookup;
 pub mod options;
 mod postgres;
 pub mod rows;
@@ -21,6 +22,7 @@ use sunder_schemas::ids::{Offset, Partition};
 use sunder_schemas::outcome::Outcomes;
 
 pub use error::{Retry, SinkError};
+pub use lookup::RowText;
 pub use options::StoreOptions;
 pub use vault::{Destroyed, Vault};
 pub use warehouse::Warehouse;

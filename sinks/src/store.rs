@@ -12,6 +12,7 @@ use sunder_schemas::records::{Cell, PiiRecord};
 use crate::batch::{check_offsets, reduce};
 use crate::cells::Cells;
 use crate::find::Finder;
+use crate::lookup::{Lookup, RowText};
 use crate::options::{Dialect, StoreOptions};
 use crate::rows::{Row, RowKey};
 use crate::tables::Table;
@@ -106,6 +107,8 @@ pub(crate) trait Backend: Send + Sync {
     async fn drop_canaries(&self, case: &str) -> Result<(), SinkError>;
     /// Sealed columns of which the planner keeps samples of values; there should be none.
     async fn sampled_columns(&self) -> Result<Vec<String>, SinkError>;
+    /// Rows as text.
+    async fn look_up(&self, lookup: &Lookup) -> Result<Vec<RowText>, SinkError>;
     /// The sealed rows of one entity.
     async fn sealed(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError>;
 }

@@ -7,6 +7,7 @@ use sunder_schemas::ids::Offset;
 use sunder_schemas::records::StateRecord;
 use sunder_schemas::topic::Topic;
 
+use crate::lookup::{Lookup, RowText};
 use crate::options::StoreOptions;
 use crate::store::{Move, Store};
 use crate::{Applied, Change, Sink, SinkError, Source, tables};
@@ -29,6 +30,14 @@ impl Warehouse {
     /// Full names of the topics that feed it.
     pub fn topics(&self) -> impl Iterator<Item = &str> {
         self.store.topics()
+    }
+
+    /// The rows of `kind` that `key` names, at most two: the parts of a record's key or some neighbours of them, or an event id.
+    ///
+    /// # Errors
+    /// [`SinkError::Database`].
+    pub async fn rows(&self, kind: Kind, key: &[String]) -> Result<Vec<RowText>, SinkError> {
+        self.store.backend.look_up(&Lookup::of(kind, key)).await
     }
 }
 

@@ -212,7 +212,7 @@ impl App {
     }
 }
 
-fn registry(config: &Config) -> Arc<dyn Registry> {
+pub(crate) fn registry(config: &Config) -> Arc<dyn Registry> {
     match &config.registry {
         None => Arc::new(BuiltIn),
         Some(section) => Arc::new(HttpRegistry::new(reqwest::Client::new(), &section.url, None)),

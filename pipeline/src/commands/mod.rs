@@ -12,6 +12,7 @@ pub(crate) mod open;
 mod run;
 mod sellers;
 mod topics;
+mod trace;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use sunder_retention::sellers as sellers_register;
@@ -128,6 +129,7 @@ async fn dispatch(cli: Cli, metrics: PrometheusHandle) -> Result<u8, Failure> {
         Command::Open(args) => open::run(load()?, args, output).await,
         Command::Audit { command: AuditCommand::Verify(args) } => audit::verify(load()?, &args, output).await,
         Command::Audit { command: AuditCommand::Checkpoint { out } } => audit::checkpoint(load()?, &out, output).await,
+        Command::Trace(args) => Box::pin(trace::run(load()?, args, output)).await,
         Command::Config { command } => {
             config::run(&command, output);
             Ok(DONE)

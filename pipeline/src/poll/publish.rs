@@ -245,6 +245,8 @@ impl Publisher {
         let key = key::event_key(seller, token, None, attribution.event_id);
         let (id, subject, time) = (attribution.event_id.to_string(), token.to_hex(), attribution.collected_at.to_iso());
         let source = format!("/{}/{}", attribution.source_api, attribution.source_operation);
+        // As on the topics behind it, the type names no installation, and the schema's place is relative to the registry.
+        let (ty, schema) = (Topic::Raw(family).name("sunder"), format!("/schemas/ids/{}", self.schemas.id(RecordType::RawEvent)));
         batch
             .send(OutRecord {
                 topic: &topic,
@@ -255,9 +257,10 @@ impl Publisher {
                     ("ce_specversion", b"1.0"),
                     ("ce_id", id.as_bytes()),
                     ("ce_source", source.as_bytes()),
-                    ("ce_type", topic.as_bytes()),
+                    ("ce_type", ty.as_bytes()),
                     ("ce_subject", subject.as_bytes()),
                     ("ce_time", time.as_bytes()),
+                    ("ce_dataschema", schema.as_bytes()),
                     ("content-type", b"application/avro"),
                 ],
             })

@@ -133,6 +133,10 @@ impl World {
                         let (seller, token) = (&event.attribution.selling_partner_id, event.entity.token);
                         let expected = key::event_key(seller, token, None, event.attribution.event_id);
                         assert_eq!(record.key.unwrap(), expected.as_bytes());
+                        let header = |name: &str| record.header(name).map(|value| String::from_utf8_lossy(value).into_owned());
+                        assert_eq!(header("ce_type"), Some(format!("sunder.raw.{}.v1", family.as_str())));
+                        assert_eq!(header("ce_id"), Some(event.attribution.event_id.to_string()));
+                        assert_eq!(header("ce_dataschema").as_deref(), Some("/schemas/ids/1"));
                         assert_eq!(record.partition, key::partition_of(seller, token, PARTITIONS));
                         events.push(event);
                     }

@@ -18,6 +18,7 @@ use sunder_schemas::records::PiiRecord;
 use crate::SinkError;
 use crate::cells::{Cells, HexToken, Values};
 use crate::find::Finder;
+use crate::lookup::{Lookup, RowText};
 use crate::options::{Dialect, STATEMENT_ROWS_MAX, StoreOptions};
 use crate::rows::RowKey;
 use crate::store::{Backend, CANARY, Changed, Move, Position, Reading};
@@ -349,6 +350,10 @@ impl Backend for Postgres {
         .fetch_all(&self.pool)
         .await
         .map_err(self.fail("read the planner's settings"))
+    }
+
+    async fn look_up(&self, lookup: &Lookup) -> Result<Vec<RowText>, SinkError> {
+        self.rows_found(lookup).await
     }
 
     async fn sealed(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {

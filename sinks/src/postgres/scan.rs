@@ -11,6 +11,7 @@ use sunder_schemas::records::PiiRecord;
 use super::Postgres;
 use crate::SinkError;
 use crate::find::{Finder, block_around};
+use crate::lookup::{Lookup, RowText};
 use crate::options::Dialect;
 use crate::store::{FOUND_BYTES_MAX, Reading};
 use crate::vault::{SEALED_SQL_POSTGRES, Sealed};
@@ -119,6 +120,23 @@ impl Postgres {
             reading.places.push(Place { name: place, read: format!("{at} bytes") });
         }
         Ok(reading)
+    }
+
+    pub(super) async fn rows_found(&self, lookup: &Lookup) -> Result<Vec<RowText>, SinkError> {
+        let mut query = sqlx::query(AssertSqlSafe(lookup.sql.clone())).persistent(false);
+        for part in &lookup.parts {
+            query = query.bind(part.clone());
+        }
+        let rows = query.fetch_all(&self.pool).await.map_err(self.fail("look a row up"))?;
+        let texts = |row: &sqlx::postgres::PgRow| {
+            lookup
+                .columns
+                .iter()
+                .enumerate()
+                .map(|(index, name)| Ok((*name, row.try_get(index)?)))
+                .collect::<Result<RowText, sqlx::Error>>()
+        };
+        rows.iter().map(texts).collect::<Result<_, _>>().map_err(self.fail("look a row up"))
     }
 
     pub(super) async fn sealed_rows(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {

@@ -19,6 +19,7 @@ use sunder_schemas::records::PiiRecord;
 use crate::SinkError;
 use crate::cells::{Cells, Values};
 use crate::find::Finder;
+use crate::lookup::{Lookup, RowText};
 use crate::options::{Dialect, StoreOptions};
 use crate::rows::RowKey;
 use crate::store::{Backend, CANARY, Changed, Move, Position, Reading};
@@ -321,6 +322,10 @@ impl Backend for Sqlite {
     async fn sampled_columns(&self) -> Result<Vec<String>, SinkError> {
         // SQLite's ANALYZE counts rows and keeps no values unless it was built with STAT4, which the bundled one is not.
         Ok(Vec::new())
+    }
+
+    async fn look_up(&self, lookup: &Lookup) -> Result<Vec<RowText>, SinkError> {
+        self.rows_found(lookup).await
     }
 
     async fn sealed(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {

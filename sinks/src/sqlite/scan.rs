@@ -15,6 +15,7 @@ use super::Sqlite;
 use crate::SinkError;
 use crate::error::Retry;
 use crate::find::{Finder, block_around};
+use crate::lookup::{Lookup, RowText};
 use crate::options::Dialect;
 use crate::store::{FOUND_BYTES_MAX, Reading};
 use crate::vault::{SEALED_SQL_SQLITE, Sealed};
@@ -94,6 +95,23 @@ impl Sqlite {
             Ok(Err(_)) => Err(self.unread("read its files", "io")),
             Err(_) => Err(self.unread("read its files", "stopped")),
         }
+    }
+
+    pub(super) async fn rows_found(&self, lookup: &Lookup) -> Result<Vec<RowText>, SinkError> {
+        let mut query = sqlx::query(AssertSqlSafe(lookup.sql.clone())).persistent(false);
+        for part in &lookup.parts {
+            query = query.bind(part.clone());
+        }
+        let rows = query.fetch_all(&self.pool).await.map_err(self.fail("look a row up"))?;
+        let texts = |row: &sqlx::sqlite::SqliteRow| {
+            lookup
+                .columns
+                .iter()
+                .enumerate()
+                .map(|(index, name)| Ok((*name, row.try_get(index)?)))
+                .collect::<Result<RowText, sqlx::Error>>()
+        };
+        rows.iter().map(texts).collect::<Result<_, _>>().map_err(self.fail("look a row up"))
     }
 
     pub(super) async fn sealed_rows(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {

@@ -120,6 +120,7 @@ async fn every_command_prints_one_document_when_it_works_and_when_it_does_not() 
     run("certificate log --out OUT/log", 0);
     run("audit verify", 0);
     run("audit checkpoint --out OUT/heads", 0);
+    run("trace --table orders --key 0c0c7d211d87dce7b7a4479ac42d10f6", 3);
     run("sellers remove A2NEW", 0);
 
     // What fails: an unknown thing, a wrong word, a file that is not there.
@@ -132,6 +133,7 @@ async fn every_command_prints_one_document_when_it_works_and_when_it_does_not() 
     run("certificate check OUT/nothing.note --key x", 2);
     run("certificate new-signer SIGNER --name example.com/x", 2);
     run("certificate", 2);
+    run("trace --table buyers --key x", 2);
     run("erase --seller SELLER --order ORDER --reason because", 2);
     run("no-such-command", 2);
     run("run no-such-role", 2);

@@ -14,6 +14,7 @@ mod restore;
 mod running;
 mod story;
 mod strangers;
+mod trace;
 mod world;
 
 use std::collections::BTreeMap;
