@@ -15,7 +15,7 @@ mod check;
 
 pub use check::{CertificateError, Checked, Evidence, check, check_with};
 
-use crate::ids::{CaseId, SellerId};
+use crate::ids::{CaseId, KeyId, SellerId};
 use crate::note;
 use crate::time::Timestamp;
 
@@ -230,6 +230,18 @@ pub struct Policy {
     pub sha256: String,
 }
 
+/// How far the audit chain and the erased ledger were: what ties the certificate to them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ledgers {
+    /// Number of the newest audit event.
+    pub audit_events: u64,
+    /// Its hash, lower-case hex: nothing before it can be rewritten without contradicting this certificate.
+    pub audit_head: String,
+    /// Epoch of the erased ledger.
+    pub erased_epoch: u64,
+}
+
 /// The whole statement of one certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -252,6 +264,9 @@ pub struct Statement {
     pub sanitisation: Sanitisation,
     /// Program and version that did it.
     pub tool: String,
+    /// Who answers for it: company, place, contact; left out where the config names nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
     /// Who asked, who did it, who judged it.
     pub actors: Vec<Actor>,
     /// When, by both clocks.
@@ -268,6 +283,9 @@ pub struct Statement {
     pub residual: Vec<Remains>,
     /// The rules that applied.
     pub policy: Policy,
+    /// How far the audit chain and the erased ledger were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledgers: Option<Ledgers>,
     /// What this statement does not claim.
     pub not_claimed: Vec<String>,
 }
@@ -311,6 +329,7 @@ impl Statement {
     /// [`CertificateError::DoesNotHold`] naming the rule.
     pub fn holds(&self) -> Result<(), CertificateError> {
         let fail = |rule| Err(CertificateError::DoesNotHold(rule));
+        self.is_whole()?;
         if self.scan.found != 0 || self.stores.iter().any(|store| store.found != 0) {
             return fail("something was found");
         }
@@ -332,6 +351,42 @@ impl Statement {
         }
         if self.recover.controls_planted == 0 || self.recover.controls_opened != self.recover.controls_planted {
             return fail("controls of the recover test are missing");
+        }
+        Ok(())
+    }
+
+    /// Whether every field that NIST SP 800-88 asks for is there, operator and validator are two, the log's description is the one that
+    /// its digest names, and each partition was read past its last tombstone.
+    fn is_whole(&self) -> Result<(), CertificateError> {
+        let fail = |rule| Err(CertificateError::DoesNotHold(rule));
+        let s = &self.sanitisation;
+        let words = [&self.reason, &self.extent, &self.summary, &self.tool, &self.policy.version];
+        let method = [&s.standard, &s.method, &s.technique, &s.keys, &s.class_before, &s.class_after, &s.verification];
+        if words.into_iter().chain(method).any(|word| word.trim().is_empty()) {
+            return fail("a field is empty");
+        }
+        let of = |role| self.actors.iter().find(|actor| actor.role == role).map(|actor| actor.name.as_str());
+        match (of("operator"), of("validator")) {
+            (Some(operator), Some(validator)) if !operator.is_empty() && !validator.is_empty() && operator != validator => {}
+            _ => return fail("operator and validator are not two"),
+        }
+        let digests = [&self.subjects.key_ids_sha256, &self.subjects.subjects_sha256, &self.policy.sha256];
+        if digests.into_iter().any(|digest| digest.len() != 64 || !digest.bytes().all(|b| b.is_ascii_hexdigit())) {
+            return fail("a digest is none");
+        }
+        if self.log.description_sha256 != digest(&self.log.description) {
+            return fail("the log's description is not the one of its digest");
+        }
+        if self.subjects.with_keys > self.subjects.count || self.subjects.keys < self.subjects.with_keys {
+            return fail("subjects and keys do not go together");
+        }
+        let is_read = |mark: &LogMark| {
+            let of_partition =
+                |other: &&LogMark| (&other.topic, &other.incarnation, other.partition) == (&mark.topic, &mark.incarnation, mark.partition);
+            self.log.barrier.iter().find(of_partition).is_some_and(|barrier| barrier.offset >= mark.offset)
+        };
+        if !self.log.tombstones.iter().chain(&self.log.second_tombstones).all(is_read) {
+            return fail("a tombstone lies beyond what was read");
         }
         Ok(())
     }
@@ -384,6 +439,21 @@ fn write_canonical(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
+/// SHA-256 over the sorted ids of keys (16 bytes each), lower-case hex, as [`Subjects::key_ids_sha256`] has it.
+#[must_use]
+pub fn key_digest(sorted: &[KeyId]) -> String {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    sorted.iter().for_each(|key| context.update(&key.0));
+    hex::encode(context.finish())
+}
+
+/// `certificate.keys`: the sorted ids of the destroyed keys, in lower-case hex, one a line. They stand in the header of every sealed block,
+/// so whoever finds such a block somewhere sees whether this certificate covers it.
+#[must_use]
+pub fn key_file(sorted: &[KeyId]) -> Vec<u8> {
+    sorted.iter().flat_map(|key| format!("{}\n", hex::encode(key.0)).into_bytes()).collect()
+}
+
 /// SHA-256 of `value` in canonical form, lower-case hex.
 #[must_use]
 pub fn digest(value: &Value) -> String {
@@ -423,7 +493,10 @@ mod tests {
                 physical: true,
             },
             tool: "sunder 0.1.0".into(),
-            actors: vec![Actor { name: "sweep".into(), role: "requester".into() }],
+            issuer: Some("Example GmbH, Berlin, privacy@example.com".into()),
+            actors: [("sweep", "requested"), ("retain", "operator"), ("verify", "validator")]
+                .map(|(name, role)| Actor { name: name.into(), role: role.into() })
+                .into(),
             times: Times {
                 requested: instant(t),
                 keys_destroyed: instant(t + 1),
@@ -455,6 +528,7 @@ mod tests {
             recover: Recover { opened: 0, tried: 2, controls_opened: 1, controls_planted: 1 },
             residual: vec![Remains { what: "sp.raw.orders.v1: sealed events".into(), until: Some(Iso(Timestamp(t + 604_800_000))) }],
             policy: Policy { version: "1".into(), sha256: "22".repeat(32) },
+            ledgers: Some(Ledgers { audit_events: 41, audit_head: "33".repeat(32), erased_epoch: 3 }),
             not_claimed: vec!["copies outside the listed places".into()],
         }
     }
@@ -484,7 +558,16 @@ mod tests {
     #[test]
     fn a_statement_that_contradicts_itself_is_neither_signed_nor_accepted() {
         let signer = NoteSigner::from_seed("example.com/sunder", &[3; 32]).unwrap();
-        let broken: [fn(&mut Statement); 8] = [
+        let broken: [fn(&mut Statement); 17] = [
+            |s| s.sanitisation.technique = " ".into(),
+            |s| s.tool.clear(),
+            |s| s.actors.truncate(2),
+            |s| s.actors[2].name = "retain".into(),
+            |s| s.policy.sha256 = "22".into(),
+            |s| s.log.description = serde_json::json!({"durable": false}),
+            |s| s.log.barrier.clear(),
+            |s| s.log.second_tombstones[0].offset = 14,
+            |s| s.subjects.keys = 1,
             |s| s.scan.found = 1,
             |s| s.stores[0].found = 1,
             |s| s.scan.controls_found = 0,

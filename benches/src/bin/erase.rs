@@ -188,6 +188,7 @@ fn engine(keys: &Keys, log: &Log, warehouse: &Arc<Warehouse>, vault: &Arc<Vault>
         signer: Arc::new(signer()?),
         about: About {
             tool: "sunder-benches".to_owned(),
+            issuer: None,
             operator: "retain".to_owned(),
             validator: "verify".to_owned(),
             policy_version: "bench/1".to_owned(),

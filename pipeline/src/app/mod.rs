@@ -278,6 +278,7 @@ fn engine(base: &Base, signer: &Arc<NoteSigner>, log: &Arc<KafkaLog>, warehouse:
         signer: Arc::clone(signer),
         about: About {
             tool: PROGRAM.replace('/', " "),
+            issuer: base.config.certificate.as_ref().and_then(|section| section.issuer.clone()),
             operator: "retain".to_owned(),
             validator: "verify".to_owned(),
             policy_version: "1".to_owned(),

@@ -16,6 +16,8 @@ use crate::output::Output;
 
 /// Longest file that is read, in bytes: one more than the longest note, so that a longer one is read far enough to be refused.
 const FILE_BYTES_MAX: u64 = NOTE_BYTES_MAX as u64 + 1;
+/// Longest list of keys that is read, in bytes: two million keys of 33. Chosen: twice the largest run that is measured.
+const KEY_LIST_BYTES_MAX: u64 = 2_000_000 * 33;
 /// Longest tile in bytes: 256 hashes of 32 bytes; one more, as above.
 const TILE_BYTES_MAX: u64 = 256 * 32 + 1;
 /// Files in a log's folder at the most: the tiles of the longest log that is read.
@@ -52,6 +54,7 @@ pub(super) fn check(args: &CheckArgs, output: Output) -> Result<u8, Failure> {
         proof: beside(&file.with_file_name("certificate.proof"))?,
         checkpoint: beside(&file.with_file_name("certificate.checkpoint"))?,
         consistency: beside(&file.with_file_name("certificate.consistency"))?,
+        keys: beside_up_to(&file.with_file_name("certificate.keys"), KEY_LIST_BYTES_MAX)?,
         verifier_key: beside(&file.with_file_name("certificate.pub"))?,
         kept: args.checkpoint.as_deref().map(given).transpose()?,
         log: args.log.as_deref().map(log_files).transpose()?,
@@ -89,7 +92,11 @@ pub(super) fn given(path: &Path) -> Result<Vec<u8>, Failure> {
 
 /// A file that may be there. One that is there and cannot be read is not passed over: what it would say is unknown.
 fn beside(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
-    match read(path, FILE_BYTES_MAX) {
+    beside_up_to(path, FILE_BYTES_MAX)
+}
+
+fn beside_up_to(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Failure> {
+    match read(path, bytes_max) {
         Ok(bytes) => Ok(Some(bytes)),
         // A key is not a path: too long for one, or with a part that is no folder.
         Err(ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename | ErrorKind::InvalidInput) => Ok(None),

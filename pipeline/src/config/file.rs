@@ -308,6 +308,8 @@ pub struct Certificate {
     pub signer: Option<SecretRef>,
     /// The key's name in the note, e.g. `example.com/sunder`.
     pub name: String,
+    /// Who answers for certificates: company, place, contact; stands on each of them.
+    pub issuer: Option<String>,
 }
 
 /// `[serve]`

@@ -6,11 +6,10 @@ use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use ring::digest::{Context, SHA256};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
 use sunder_schemas::certificate::{
-    Actor, FORM, Instant, Iso, LogEvidence, LogMark, Policy, Sanitisation, Statement, Subjects, Times, digest,
+    Actor, FORM, Instant, Iso, Ledgers, LogEvidence, LogMark, Policy, Sanitisation, Statement, Subjects, Times, digest, key_digest,
 };
 use sunder_schemas::ids::KeyId;
 use sunder_schemas::note::NoteSigner;
@@ -34,6 +33,8 @@ const SIGNER_FILE_MAX: u64 = 4096;
 pub struct About {
     /// Program and version, e.g. `sunder 0.1.0`.
     pub tool: String,
+    /// Who answers for certificates: company, place, contact.
+    pub issuer: Option<String>,
     /// Who runs the erasure.
     pub operator: String,
     /// Who judges it; another actor than the operator (NIST SP 800-88 Rev. 2 keeps verification and validation apart).
@@ -110,12 +111,12 @@ pub(super) fn statement(
     certified: &Event,
     subjects: &[Listed],
     about: &About,
+    ledgers: Ledgers,
     is_durable: bool,
 ) -> Result<Statement, CaseError> {
     let (record, evidence) = (case.record(), case.evidence());
     let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-    let mut keys: Vec<KeyId> = subjects.iter().flat_map(|subject| subject.keys.iter().copied()).collect();
-    keys.sort();
+    let keys = keys_of(subjects);
     let with_keys = subjects.iter().filter(|subject| !subject.keys.is_empty()).count();
     Ok(Statement {
         form: FORM.to_owned(),
@@ -133,6 +134,7 @@ pub(super) fn statement(
         },
         sanitisation: sanitisation(is_durable),
         tool: about.tool.clone(),
+        issuer: about.issuer.clone(),
         actors: vec![
             Actor { name: record.requested_by.clone(), role: "requested".to_owned() },
             Actor { name: about.operator.clone(), role: "operator".to_owned() },
@@ -162,8 +164,16 @@ pub(super) fn statement(
         recover: evidence.recover,
         residual: evidence.residual.clone(),
         policy: Policy { version: about.policy_version.clone(), sha256: digest(&about.policy) },
+        ledgers: Some(ledgers),
         not_claimed: not_claimed(is_durable, evidence.keys_tried),
     })
+}
+
+/// The keys of `subjects`, sorted.
+pub(super) fn keys_of(subjects: &[Listed]) -> Vec<KeyId> {
+    let mut keys: Vec<KeyId> = subjects.iter().flat_map(|subject| subject.keys.iter().copied()).collect();
+    keys.sort();
+    keys
 }
 
 fn summary(subjects: usize, with_keys: usize, is_durable: bool) -> String {
@@ -211,12 +221,4 @@ fn not_claimed(is_durable: bool, keys_tried: u64) -> Vec<String> {
         claims.push("The log was the embedded broker, in memory: no physical removal of bytes from a log is claimed.".to_owned());
     }
     claims
-}
-
-fn key_digest(keys: &[KeyId]) -> String {
-    let mut context = Context::new(&SHA256);
-    for key in keys {
-        context.update(&key.0);
-    }
-    hex::encode(context.finish())
 }

@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde::Serialize;
 use serde_json::{Value, json};
 use sqlx::{AnyConnection, Row};
-use sunder_schemas::certificate::{CertificateError, Statement, digest};
+use sunder_schemas::certificate::{CertificateError, Ledgers, Statement, digest, key_digest, key_file};
 use sunder_schemas::ids::CaseId;
 use sunder_schemas::note::{self, NoteSigner};
 use sunder_schemas::tlog::{self as log, Growing, Hash, HashReader, Head, LogError, LogFiles, TreeError};
 use tlog_tiles::tlog;
 
 use super::CaseError;
+use super::certify::keys_of;
+use super::scope;
 use super::store;
 use super::verify::{Case, Verified};
 use crate::keydb::{DbError, KeyDb, Write, on};
@@ -36,6 +38,8 @@ pub struct Files {
     pub checkpoint: Vec<u8>,
     /// `certificate.consistency`: that the log only grew from the proof's head to the newest.
     pub consistency: Vec<u8>,
+    /// `certificate.keys`: the ids of the destroyed keys; `None` where the ledger has no longer all of them (a restored database).
+    pub keys: Option<Vec<u8>>,
     /// `certificate.pub`: the note verifier key, one line.
     pub verifier_key: String,
 }
@@ -43,15 +47,17 @@ pub struct Files {
 impl Files {
     /// Names and contents, as they are written to a folder.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, Vec<u8>); 6] {
-        [
+    pub fn named(&self) -> Vec<(&'static str, Vec<u8>)> {
+        let mut named = vec![
             ("certificate.note", self.note.clone()),
             ("certificate.json", self.statement.clone()),
             ("certificate.proof", self.proof.clone()),
             ("certificate.checkpoint", self.checkpoint.clone()),
             ("certificate.consistency", self.consistency.clone()),
             ("certificate.pub", format!("{}\n", self.verifier_key).into_bytes()),
-        ]
+        ];
+        named.extend(self.keys.iter().map(|keys| ("certificate.keys", keys.clone())));
+        named
     }
 }
 
@@ -91,6 +97,17 @@ pub(super) async fn issue(tx: &mut Write, case: &Case<Verified>, statement: &Sta
     let sign = |head: &Head| text(log::sign_head(signer, head)?);
     let (leaf, head) = append_leaf(tx, &case.record().id, &note, &statement.to_text()?, sign).await?;
     Ok(Issued { leaf, note, head })
+}
+
+/// How far audit chain and erased ledger are, in the transaction that certifies; the chain cannot grow until it ends.
+pub(super) async fn ledgers(tx: &mut Write) -> Result<Ledgers, CaseError> {
+    let failed = on("read the audit log");
+    let row =
+        sqlx::query("UPDATE audit_head SET seq = seq WHERE id = 1 RETURNING seq, hash").fetch_one(&mut **tx).await.map_err(&failed)?;
+    let (seq, hash): (i64, Vec<u8>) = (row.try_get(0).map_err(&failed)?, row.try_get(1).map_err(&failed)?);
+    let row = sqlx::query("SELECT epoch FROM ledger_epoch WHERE id = 1").fetch_one(&mut **tx).await.map_err(&failed)?;
+    let epoch: i64 = row.try_get(0).map_err(&failed)?;
+    Ok(Ledgers { audit_events: seq.unsigned_abs(), audit_head: hex::encode(hash), erased_epoch: epoch.unsigned_abs() })
 }
 
 /// Locks the certificate log until `tx` ends and returns how many leaves it has.
@@ -213,6 +230,8 @@ pub async fn certificate_files(db: &KeyDb, case: &CaseId, signer: &NoteSigner) -
     let proof: String = row.try_get(2).map_err(&failed)?;
     let verifier_key = signer.verifier_key();
     let statement = note::open(note.as_bytes(), &verifier_key)?.text;
+    let keys = keys_of(&scope::with_keys(db, store::subjects(db, case).await?).await?);
+    let is_all = key_digest(&keys) == Statement::from_text(&statement)?.subjects.key_ids_sha256;
     let checkpoint = newest_head(db).await?;
     let newest = log::open_head(checkpoint.as_bytes(), &verifier_key).map_err(CertificateError::from)?;
     let size = u64::try_from(leaf).unwrap_or_default() + 1;
@@ -225,6 +244,7 @@ pub async fn certificate_files(db: &KeyDb, case: &CaseId, signer: &NoteSigner) -
         proof: proof.into_bytes(),
         checkpoint: checkpoint.into_bytes(),
         consistency: log::consistency_file(size, &path),
+        keys: is_all.then(|| key_file(&keys)),
         verifier_key,
     })
 }

@@ -387,8 +387,9 @@ impl Engine {
         let case = Case::verified(record.clone(), evidence);
         let certified = self.event(events, Step::Certified, Value::Null);
         let is_durable = self.parts.log.is_durable();
-        let statement = certify::statement(&case, events, &certified, &listed, &self.parts.about, is_durable)?;
         let mut tx = self.parts.db.begin_write().await?;
+        let ledgers = certlog::ledgers(&mut tx).await?;
+        let statement = certify::statement(&case, events, &certified, &listed, &self.parts.about, ledgers, is_durable)?;
         let issued = certlog::issue(&mut tx, &case, &statement, &self.parts.signer).await?;
         self.append(&mut tx, record, &Event { evidence: issued.evidence(), ..certified }).await?;
         super::engine::enqueue(&mut tx, "privacy.certificates", record.id.as_str(), &issued.mirror()).await?;

@@ -3,6 +3,7 @@
 //! Invariant: every byte of every file that is given is covered: each has one accepted spelling.
 
 use super::Statement;
+use crate::ids::KeyId;
 use crate::note::{self, NoteError};
 use crate::tlog::{self, Head, LogError, LogFiles};
 
@@ -33,6 +34,9 @@ pub enum CertificateError {
     /// The key beside the note is not the key that was given.
     #[error("certificate.pub is not the key that was given")]
     OtherKey,
+    /// The list of keys beside the note is not the one that the statement counts and digests.
+    #[error("certificate.keys is not the list of keys that was signed")]
+    OtherKeys,
     /// Of the proof, the checkpoint and the consistency file some lie beside the note and some that they need do not.
     #[error("certificate.proof, certificate.checkpoint and certificate.consistency belong together, and one is missing")]
     IncompleteEvidence,
@@ -49,13 +53,14 @@ impl From<LogError> for CertificateError {
 
 impl CertificateError {
     /// Every code of its own, for the page that explains them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NotAStatement,
         Self::UnknownForm,
         Self::NotCanonical,
         Self::DoesNotHold(""),
         Self::OtherStatement,
         Self::OtherKey,
+        Self::OtherKeys,
         Self::IncompleteEvidence,
         Self::NeedsLog,
     ];
@@ -72,6 +77,7 @@ impl CertificateError {
             Self::DoesNotHold(_) => "contradiction",
             Self::OtherStatement => "other_statement",
             Self::OtherKey => "other_key",
+            Self::OtherKeys => "other_keys",
             Self::IncompleteEvidence => "incomplete_evidence",
             Self::NeedsLog => "needs_log",
         }
@@ -89,6 +95,8 @@ pub struct Evidence {
     pub checkpoint: Option<Vec<u8>>,
     /// `certificate.consistency`: that the head of `certificate.proof` is the beginning of `certificate.checkpoint`.
     pub consistency: Option<Vec<u8>>,
+    /// `certificate.keys`: the ids of the destroyed keys.
+    pub keys: Option<Vec<u8>>,
     /// `certificate.pub`: the key, as a copy.
     pub verifier_key: Option<Vec<u8>>,
     /// An older or newer signed head that the stranger kept.
@@ -134,6 +142,9 @@ pub fn check_with(note: &[u8], verifier_key: &str, evidence: &Evidence) -> Resul
     if evidence.verifier_key.as_ref().is_some_and(|beside| !is_key(beside, verifier_key)) {
         return Err(CertificateError::OtherKey);
     }
+    if evidence.keys.as_ref().is_some_and(|beside| !is_key_list(beside, &statement)) {
+        return Err(CertificateError::OtherKeys);
+    }
     let (leaf, heads) = check_proofs(&opened.text, verifier_key, evidence)?;
     let kept = evidence.kept.as_ref().map(|kept| tlog::open_head(kept, verifier_key)).transpose()?;
     let (leaf, log_size) = match &evidence.log {
@@ -155,6 +166,13 @@ pub fn check_with(note: &[u8], verifier_key: &str, evidence: &Evidence) -> Resul
 
 fn is_key(file: &[u8], given: &str) -> bool {
     file.strip_suffix(b"\n").is_some_and(|line| line == note::key_line(given).as_bytes())
+}
+
+/// One spelling only: sorted, lower case, one a line.
+fn is_key_list(file: &[u8], statement: &Statement) -> bool {
+    let Ok(text) = std::str::from_utf8(file) else { return false };
+    let ids: Option<Vec<KeyId>> = text.lines().map(|line| Some(KeyId(hex::decode(line).ok()?.try_into().ok()?))).collect();
+    ids.is_some_and(|ids| super::key_digest(&ids) == statement.subjects.key_ids_sha256 && super::key_file(&ids) == file)
 }
 
 /// The leaf, and the heads that the files beside the note prove to be of one log.

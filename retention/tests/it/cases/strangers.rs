@@ -34,6 +34,7 @@ fn folder(files: &Files) -> (Vec<u8>, Evidence) {
         proof: Some(files.proof.clone()),
         checkpoint: Some(files.checkpoint.clone()),
         consistency: Some(files.consistency.clone()),
+        keys: files.keys.clone(),
         verifier_key: Some(format!("{}\n", files.verifier_key).into_bytes()),
         ..Evidence::default()
     };
@@ -42,12 +43,13 @@ fn folder(files: &Files) -> (Vec<u8>, Evidence) {
 
 /// One file of the folder, to change it.
 type File = fn(&mut (Vec<u8>, Evidence)) -> &mut Vec<u8>;
-const FILES: [(&str, File); 6] = [
+const FILES: [(&str, File); 7] = [
     ("certificate.note", |folder| &mut folder.0),
     ("certificate.json", |folder| folder.1.statement.as_mut().unwrap()),
     ("certificate.proof", |folder| folder.1.proof.as_mut().unwrap()),
     ("certificate.checkpoint", |folder| folder.1.checkpoint.as_mut().unwrap()),
     ("certificate.consistency", |folder| folder.1.consistency.as_mut().unwrap()),
+    ("certificate.keys", |folder| folder.1.keys.as_mut().unwrap()),
     ("certificate.pub", |folder| folder.1.verifier_key.as_mut().unwrap()),
 ];
 
@@ -141,6 +143,7 @@ async fn another_key_and_mixed_folders_are_told_by_code() {
         code(&mine.0, &key, &Evidence { verifier_key: Some(format!("{}\n", stranger.verifier_key()).into_bytes()), ..none.clone() }),
         "other_key"
     );
+    assert_eq!(code(&mine.0, &key, &Evidence { keys: other.1.keys.clone(), ..none.clone() }), "other_keys");
     assert_eq!(code(&mine.0, &key, &Evidence { consistency: None, ..mine.1.clone() }), "incomplete_evidence");
     assert_eq!(code(&mine.0, &key, &Evidence { proof: None, ..mine.1.clone() }), "incomplete_evidence");
     assert_eq!(code(&mine.0, &key, &Evidence { consistency: other.1.consistency.clone(), ..mine.1.clone() }), "bad_proof");
@@ -274,7 +277,7 @@ async fn other_peoples_code_accepts_what_we_sign_and_nothing_else() {
             "tiles: leaf and both heads are in the log".to_owned(),
         ];
         assert_eq!(said.lines().collect::<Vec<_>>(), told);
-        for (name, bytes) in files.named().into_iter().filter(|(name, _)| *name != "certificate.pub") {
+        for (name, bytes) in files.named().into_iter().filter(|(name, _)| !matches!(*name, "certificate.pub" | "certificate.keys")) {
             for at in (0..bytes.len()).step_by(bytes.len() / 3 + 1) {
                 let mut bad = bytes.clone();
                 bad[at] ^= 1;

@@ -124,6 +124,7 @@ impl World {
             signer: Arc::new(signer()),
             about: About {
                 tool: "sunder 0.1.0".into(),
+                issuer: Some("Example GmbH, Berlin, privacy@example.com".into()),
                 operator: "retain".into(),
                 validator: "verify".into(),
                 policy_version: "retention/1".into(),
