@@ -74,9 +74,21 @@ pub enum Command {
     },
     /// Open an erasure case.
     #[command(
-        after_help = "Examples:\n  sunder erase --seller A1 --order 111-2222222-3333333 --reason buyer-request --wait\n  sunder erase --seller A1 --all --reason seller-request --dry-run"
+        after_help = "Examples:\n  sunder erase --seller A1 --order 111-2222222-3333333 --reason buyer-request --wait\n  sunder erase --seller A1 --orders-file orders.txt --reason amazon-request --now --wait\n  sunder erase --seller A1 --buyer-email - --purpose rights --role dpo --reason buyer-request --export out --wait < address.txt\n  sunder erase --seller A1 --all --reason seller-request --dry-run"
     )]
     Erase(EraseArgs),
+    /// Legal holds: fields that a law keeps longer than their order, in a cold store under a key of their own.
+    #[command(
+        after_help = "Example:\n  sunder hold add --seller A1 --order 111-2222222-3333333 --statute \"HGB 257\" --document invoice --fields buyer_name,recipient_address --until 2034-12-31"
+    )]
+    Hold {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: HoldCommand,
+    },
+    /// Compare the declared copies with what is really there: topics, tables, views, files, and ways by which copies leave; exit 3 on an
+    /// unknown one.
+    Inventory,
     /// Show open and closed cases, or one of them.
     Cases {
         /// The case; left out: all.
@@ -247,12 +259,18 @@ pub struct EraseArgs {
     /// `selling_partner_id`.
     #[arg(long)]
     pub seller: String,
-    /// Amazon's order id.
-    #[arg(long, conflicts_with = "all", required_unless_present = "all")]
-    pub order: Option<String>,
-    /// Everything of the seller.
+    /// What the request is about.
+    #[command(flatten)]
+    pub scope: EraseScope,
+    /// A purpose of the config that covers what is searched or exported.
     #[arg(long)]
-    pub all: bool,
+    pub purpose: Option<String>,
+    /// The role that is claimed for it.
+    #[arg(long)]
+    pub role: Option<String>,
+    /// Write what the purpose may open of each order to a new folder first: one JSON file an order, readable by its owner alone.
+    #[arg(long, value_name = "DIR", requires = "purpose")]
+    pub export: Option<PathBuf>,
     /// Why.
     #[arg(long, value_parser = ["amazon-request", "seller-request", "buyer-request", "seller-offboarding", "reclassified"])]
     pub reason: String,
@@ -271,6 +289,67 @@ pub struct EraseArgs {
     /// How long --wait waits; the case goes on afterwards. Removal within the topics' bound takes about 6 h under the production profile.
     #[arg(long, default_value = "12h", value_name = "PERIOD")]
     pub wait_limit: Period,
+}
+
+/// What an erasure request is about: orders, a buyer, or everything of the seller.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct EraseScope {
+    /// Amazon's order id; may be given again.
+    #[arg(long, conflicts_with_all = ["all", "buyer_email", "buyer_name"])]
+    pub order: Vec<String>,
+    /// File with an order id a line; `-` is standard input.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "buyer_email", "buyer_name"])]
+    pub orders_file: Option<PathBuf>,
+    /// File whose first line is the buyer's e-mail address; `-` is standard input. Never the address itself: arguments are seen by others.
+    #[arg(long, value_name = "FILE", conflicts_with = "all", requires = "purpose")]
+    pub buyer_email: Option<PathBuf>,
+    /// File whose first line is the buyer's name; `-` is standard input. With an e-mail address both must match.
+    #[arg(long, value_name = "FILE", conflicts_with = "all", requires = "purpose")]
+    pub buyer_name: Option<PathBuf>,
+    /// Everything of the seller.
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `sunder hold`
+#[derive(Debug, Subcommand)]
+pub enum HoldCommand {
+    /// Keep fields of an order.
+    Add(HoldAdd),
+    /// List them.
+    List,
+    /// End one now: its fields go by the next sweep, with a certificate.
+    Remove {
+        /// The hold.
+        id: String,
+    },
+}
+
+/// `sunder hold add`
+#[derive(Debug, Args)]
+pub struct HoldAdd {
+    /// `selling_partner_id`.
+    #[arg(long)]
+    pub seller: String,
+    /// Amazon's order id.
+    #[arg(long)]
+    pub order: String,
+    /// The law that asks for it, e.g. "HGB 257"; it stands on certificates.
+    #[arg(long)]
+    pub statute: String,
+    /// The class of document.
+    #[arg(long, value_parser = ["invoice", "credit-note", "customs"])]
+    pub document: String,
+    /// Groups of fields, comma-separated: those that such a document needs.
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub fields: Vec<String>,
+    /// When it ends: a day (its end, UTC), or an instant in ISO 8601.
+    #[arg(long)]
+    pub until: String,
+    /// The one purpose of the config that may read it; left out: any that covers its fields.
+    #[arg(long)]
+    pub purpose: Option<String>,
 }
 
 /// `sunder certificate`

@@ -197,6 +197,15 @@ impl Schemas {
         Ok(Self { registry, ids, meanings: RwLock::new(meanings) })
     }
 
+    /// The compiled-in schemas, asked of nobody.
+    #[must_use]
+    pub fn built_in() -> Self {
+        let records: Vec<RecordType> = Topic::all().into_iter().filter_map(RecordType::of).collect();
+        let ids: HashMap<RecordType, u32> = records.into_iter().map(|record| (record, record.latest().id)).collect();
+        let meanings = ids.iter().map(|(record, id)| (*id, Meaning::Ours(*record))).collect();
+        Self { registry: Arc::new(BuiltIn), ids, meanings: RwLock::new(meanings) }
+    }
+
     /// The id to write `record` with.
     #[must_use]
     pub fn id(&self, record: RecordType) -> u32 {

@@ -335,7 +335,7 @@ impl Batch<'_> {
 }
 
 /// The bitwise complement of a wrapped key's first 16 bytes (layout version and nonce, no secret): what a scan needs to look for it.
-fn mask(wrapped: &[u8]) -> Vec<u8> {
+pub(crate) fn mask(wrapped: &[u8]) -> Vec<u8> {
     wrapped.iter().take(16).map(|b| !b).collect()
 }
 

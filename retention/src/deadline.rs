@@ -24,15 +24,23 @@ pub struct Policy {
     pub backup: Period,
     /// `retention.margin`, 2 d: so that destruction, removal and proof are done in time.
     pub margin: Period,
+    /// `retention.non_personal`, 18 months: how long business data may stay, by event time.
+    pub business: Period,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { after_delivery: Period::days(30), backup: Period::days(7), margin: Period::days(2) }
+        Self { after_delivery: Period::days(30), backup: Period::days(7), margin: Period::days(2), business: Period::Months(18) }
     }
 }
 
 impl Policy {
+    /// What happened before this instant may be kept no longer at `now`. The margin leaves the daily sweep and its case their time.
+    #[must_use]
+    pub fn business_cutoff(&self, now: Timestamp) -> Timestamp {
+        now.minus(self.business).plus(self.margin)
+    }
+
     fn from(&self, start: Timestamp, extra_ms: i64) -> Timestamp {
         start.plus(self.after_delivery).plus(Period::Millis(extra_ms))
     }
@@ -254,7 +262,8 @@ mod tests {
         Timestamp(n * DAY_MS)
     }
 
-    const PLAIN: Policy = Policy { after_delivery: Period::days(30), backup: Period::Millis(0), margin: Period::Millis(0) };
+    const PLAIN: Policy =
+        Policy { after_delivery: Period::days(30), backup: Period::Millis(0), margin: Period::Millis(0), business: Period::Months(18) };
 
     const fn unshipped(created: i64, updated: i64) -> Observed {
         Observed {

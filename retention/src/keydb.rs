@@ -19,6 +19,8 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyPool, AssertSqlSafe, ConnectOptions, Executor, Row, Transaction};
 
+use crate::inventory;
+
 /// Connections per process. Chosen: a process works on few batches at once; PostgreSQL's default allows 100 in all.
 const CONNECTIONS_MAX: u32 = 8;
 /// How long a writer waits for SQLite's one write lock, in milliseconds. Chosen: far above the longest batch.
@@ -55,8 +57,11 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (120, include_str!("../migrations/0120_mirror.sql")),
     (160, include_str!("../migrations/0160_audit_checkpoint.sql")),
     (201, include_str!("../migrations/0201_case.sql")),
+    // Later steps, in the order in which they came: some change tables of the cases.
     (130, include_str!("../migrations/0130_control_planted.sql")),
     (202, include_str!("../migrations/0202_case_block.sql")),
+    (140, include_str!("../migrations/0140_business_period.sql")),
+    (141, include_str!("../migrations/0141_hold.sql")),
 ];
 
 /// An error of the key database: what was tried and a code; never the database's own text, which quotes values.
@@ -236,6 +241,25 @@ impl KeyDb {
             }
         }
         Ok(())
+    }
+
+    /// What the database holds: kind and name.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn objects(&self) -> Result<Vec<(String, String)>, DbError> {
+        let failed = on("list what the database holds");
+        let sql = if self.dialect == Dialect::Postgres { inventory::POSTGRES_OBJECTS } else { inventory::SQLITE_OBJECTS };
+        let rows = sqlx::query(sql).fetch_all(&self.pool).await.map_err(&failed)?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, sqlx::Error>>().map_err(&failed)
+    }
+
+    /// What this program makes in it: the tables of all migrations.
+    #[must_use]
+    pub fn own_objects() -> Vec<(&'static str, &'static str)> {
+        let lines = MIGRATIONS.iter().flat_map(|(_, sql)| sql.lines());
+        let tables = lines.filter_map(|line| line.strip_prefix("CREATE TABLE ")?.split([' ', '(']).next());
+        tables.chain(["schema_migration"]).map(|name| ("table", name)).collect()
     }
 
     async fn migrate(&self) -> Result<(), DbError> {

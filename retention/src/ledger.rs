@@ -162,6 +162,9 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
             }
         }
     }
+    if destruction.extent.older_than().is_some() {
+        forget_facts(tx, destruction.seller, &subjects).await?;
+    }
     all.sort_unstable();
     let keys: Vec<KeyId> = now.iter().filter_map(|(_, key)| *key).collect();
     revoke(tx, &keys, epoch, destruction.at).await?;
@@ -177,6 +180,32 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
     };
     audit::append(tx, destruction.at, &event).await?;
     Ok(Destroyed { epoch, keys: all })
+}
+
+/// Forgets what is known of orders besides that they are erased: their times, and what became of their fields.
+async fn forget_facts(tx: &mut Write, seller: &SellerId, subjects: &[&Condemned]) -> Result<(), DbError> {
+    let failed = on("forget what is known of orders");
+    for chunk in subjects.chunks(ROWS_PER_STATEMENT) {
+        let mut sql = "UPDATE subject SET facts = NULL, event_id = NULL WHERE fingerprint IN ".to_owned();
+        push_tuples(&mut sql, 1, chunk.len(), 1);
+        let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
+        for subject in chunk {
+            query = query.bind(subject.fingerprint.0.to_vec());
+        }
+        query.execute(&mut **tx).await.map_err(&failed)?;
+        let tokens: Vec<EntityToken> = chunk.iter().filter_map(|subject| subject.token).collect();
+        if tokens.is_empty() {
+            continue;
+        }
+        let mut sql = "DELETE FROM disposition WHERE seller = $1 AND token IN ".to_owned();
+        push_tuples(&mut sql, 1, tokens.len(), 2);
+        let mut query = sqlx::query(numbered(tx, sql)).persistent(false).bind(seller.as_str().to_owned());
+        for token in tokens {
+            query = query.bind(token.0.to_vec());
+        }
+        query.execute(&mut **tx).await.map_err(&failed)?;
+    }
+    Ok(())
 }
 
 /// Locks the seller's row until `tx` ends and returns its state and generation; `None` where there is no such seller. Whoever writes

@@ -2,9 +2,12 @@
 
 pub mod admit;
 pub mod audit;
+pub mod buyer;
 pub mod case;
 pub mod cursor;
 pub mod deadline;
+pub mod hold;
+pub mod inventory;
 pub mod keydb;
 pub mod keyfiles;
 pub mod keys;

@@ -177,7 +177,7 @@ async fn record(
 }
 
 /// A name as config names look, or a mark: a typed order id or address must not enter the log by way of a wrong argument.
-fn name_or_mark(text: &str) -> &str {
+pub(crate) fn name_or_mark(text: &str) -> &str {
     let is_name = text.len() <= 64 && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-' || b == b'_');
     if is_name { text } else { "(not a name)" }
 }

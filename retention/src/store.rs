@@ -8,6 +8,7 @@
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use sunder_schemas::class::Family;
 use sunder_schemas::ids::{EntityToken, KeyId, Offset, Partition, SellerId};
 use sunder_schemas::time::Timestamp;
 
@@ -48,13 +49,77 @@ pub struct Mark {
 }
 
 /// How much of a subject goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
     /// Sealed groups only; business rows live on and are still updated.
     Personal,
     /// Business rows and history too.
     WithBusinessData,
+    /// What is older than this instant by event time: an order with all that belongs to it; of an inventory level, each row and event
+    /// that was last seen before it, so that a level that is still listed lives on. What is younger may come again.
+    OlderThan(Timestamp),
+}
+
+impl Extent {
+    /// The name in JSON and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Personal => "personal",
+            Self::WithBusinessData => "with_business_data",
+            Self::OlderThan(_) => "older_than",
+        }
+    }
+
+    /// What happened before goes, where age decides.
+    #[must_use]
+    pub const fn older_than(self) -> Option<Timestamp> {
+        match self {
+            Self::OlderThan(cutoff) => Some(cutoff),
+            Self::Personal | Self::WithBusinessData => None,
+        }
+    }
+
+    /// Whether business rows go.
+    #[must_use]
+    pub const fn takes_rows(self) -> bool {
+        matches!(self, Self::WithBusinessData | Self::OlderThan(_))
+    }
+}
+
+impl std::fmt::Display for Extent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::OlderThan(cutoff) => write!(f, "{} {cutoff}", self.as_str()),
+            Self::Personal | Self::WithBusinessData => f.write_str(self.as_str()),
+        }
+    }
+}
+
+impl Serialize for Extent {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Extent {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let older_than = text.strip_prefix("older_than ").and_then(|at| Timestamp::parse(at).ok()).map(Self::OlderThan);
+        let known = [Self::Personal, Self::WithBusinessData].into_iter().find(|extent| extent.as_str() == text);
+        known.or(older_than).ok_or_else(|| serde::de::Error::custom("unknown extent"))
+    }
+}
+
+/// An entity with business data that is older than it may be kept.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Aged {
+    /// Whose it is.
+    pub seller: SellerId,
+    /// What it is: an order, or an inventory level.
+    pub family: Family,
+    /// Its token.
+    pub token: EntityToken,
 }
 
 /// A setting that is not as declared.
@@ -88,6 +153,10 @@ pub struct Needles {
     pub bytes: Vec<Vec<u8>>,
     /// Where the log is read up to; empty: to the present end.
     pub barrier: Vec<Mark>,
+    /// Subjects whose business rows must be gone as well; empty where they live on.
+    pub gone: Vec<Subject>,
+    /// Which rows of `gone` must be gone: see [`Extent::OlderThan`]; `None`: all.
+    pub older_than: Option<Timestamp>,
 }
 
 /// A block that a scan met, for the recover test.
@@ -167,6 +236,22 @@ pub trait Forget: Send + Sync {
     /// # Errors
     /// [`StoreError`]: nothing may be assumed deleted.
     async fn forget(&self, subjects: &[Subject], extent: Extent) -> Result<u64, StoreError>;
+
+    /// How many rows of `subjects` each table holds that [`Forget::forget`] would delete: for a plan, and no proof of anything.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn count(&self, _subjects: &[Subject], _extent: Extent) -> Result<Vec<(String, u64)>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// The entities with business rows older than `cutoff`: none in a store that keeps no business rows.
+    ///
+    /// # Errors
+    /// [`StoreError`]: unknown, so not all of them.
+    async fn aged(&self, _cutoff: Timestamp) -> Result<Vec<Aged>, StoreError> {
+        Ok(Vec::new())
+    }
 }
 
 /// A store that can be read again to prove absence.
@@ -229,8 +314,8 @@ pub trait EventLog: Send + Sync {
     /// [`StoreError`]: none may be taken as published.
     async fn publish(&self, records: &[OutboxRecord]) -> Result<(), StoreError>;
 
-    /// Appends a tombstone for every key of `subjects`: every field group in `pii.*`, and with [`Extent::WithBusinessData`] their
-    /// `state.*` and `events.*` keys. Returns the highest offset per partition, acknowledged by all in-sync replicas.
+    /// Appends a tombstone for every key of `subjects`: every field group in `pii.*`, and where business rows go
+    /// every key of theirs that has a value on `state.*` and `events.*`, buried before or not. Returns the highest offset per partition, acknowledged by all in-sync replicas.
     ///
     /// # Errors
     /// [`StoreError`]: repeat; duplicates are harmless.
@@ -267,6 +352,12 @@ pub trait EventLog: Send + Sync {
     /// # Errors
     /// [`StoreError`]: unknown, so not all of the seller's.
     async fn entities(&self, seller: &SellerId) -> Result<Vec<EntityToken>, StoreError>;
+
+    /// The entities with a value on `state.*` or `events.*` that is older than `cutoff`.
+    ///
+    /// # Errors
+    /// [`StoreError`]: unknown, so not all of them.
+    async fn aged(&self, cutoff: Timestamp) -> Result<Vec<Aged>, StoreError>;
 
     /// Makes the log remove what `case` has tombstoned now rather than within its bound, and returns whether all of it is gone. Topic
     /// settings are changed meanwhile and are as declared again when it returns; who calls it persists the intent first, since a process

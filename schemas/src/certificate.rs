@@ -220,6 +220,22 @@ pub struct Remains {
     pub until: Option<Iso>,
 }
 
+/// Fields of subjects that a legal hold keeps, sealed under a key of the hold's own in the cold store.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Held {
+    /// The law that asks for it.
+    pub statute: String,
+    /// The class of document.
+    pub document: String,
+    /// The field groups that are kept.
+    pub fields: Vec<String>,
+    /// When the hold ends, by the policy clock.
+    pub until: Iso,
+    /// Of how many subjects.
+    pub subjects: u64,
+}
+
 /// The rules that applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -281,6 +297,9 @@ pub struct Statement {
     pub recover: Recover,
     /// What remains, and until when.
     pub residual: Vec<Remains>,
+    /// Fields that the law keeps longer; left out where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<Held>,
     /// The rules that applied.
     pub policy: Policy,
     /// How far the audit chain and the erased ledger were.
@@ -527,6 +546,7 @@ mod tests {
             scan: Scan { found: 0, controls_found: 1, controls_planted: 1 },
             recover: Recover { opened: 0, tried: 2, controls_opened: 1, controls_planted: 1 },
             residual: vec![Remains { what: "sp.raw.orders.v1: sealed events".into(), until: Some(Iso(Timestamp(t + 604_800_000))) }],
+            held: Vec::new(),
             policy: Policy { version: "1".into(), sha256: "22".repeat(32) },
             ledgers: Some(Ledgers { audit_events: 41, audit_head: "33".repeat(32), erased_epoch: 3 }),
             not_claimed: vec!["copies outside the listed places".into()],

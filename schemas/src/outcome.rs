@@ -15,6 +15,8 @@ words!(
         Stale = "stale",
         /// The subject is in the erased ledger.
         Erased = "erased",
+        /// The business data is older than it may be kept.
+        PastPeriod = "past_period",
         /// The pipeline's own record: heartbeat, canary, incarnation.
         Own = "own",
     }

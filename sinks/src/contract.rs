@@ -19,6 +19,7 @@ use sunder_schemas::time::Timestamp;
 use crate::rows::Row;
 use crate::{Change, Retry, Sink, SinkError, Source, StoreOptions, Vault, Warehouse};
 
+mod aged;
 mod laws;
 
 /// The key whose blocks no vault of this suite takes.

@@ -133,7 +133,12 @@ mod tests {
     use super::*;
 
     fn needles() -> Needles {
-        Needles { keys: vec![KeyId([7; 16])], controls: vec![KeyId([9; 16])], bytes: vec![b"wrapped-key-bytes".to_vec()], barrier: vec![] }
+        Needles {
+            keys: vec![KeyId([7; 16])],
+            controls: vec![KeyId([9; 16])],
+            bytes: vec![b"wrapped-key-bytes".to_vec()],
+            ..Needles::default()
+        }
     }
 
     #[test]

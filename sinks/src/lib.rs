@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod cells;
+mod cold;
 #[cfg(test)]
 mod contract;
 pub mod error;

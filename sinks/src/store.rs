@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use sunder_retention::store::{Control, FoundBlock, Mark, Needles, Place, Residual, ScanReport, StoreError, Subject};
-use sunder_schemas::ids::{EntityToken, SellerId};
-use sunder_schemas::ids::{KeyId, Offset, Partition};
+use sunder_retention::store::{Aged, Control, FoundBlock, Mark, Needles, Place, Residual, ScanReport, StoreError, Subject};
+use sunder_schemas::class::{Family, FieldGroup};
+use sunder_schemas::ids::{EntityToken, KeyId, Offset, Partition, SellerId};
 use sunder_schemas::outcome::{FilterReason, Outcome};
 use sunder_schemas::records::{Cell, PiiRecord};
+use sunder_schemas::time::Timestamp;
 
 use crate::batch::{check_offsets, reduce};
 use crate::cells::Cells;
@@ -87,8 +88,12 @@ pub(crate) trait Backend: Send + Sync {
     async fn write(&self, sink: &str, step: Move<'_>, table: usize, deletes: &[RowKey], upserts: Cells<'_>) -> Result<Changed, SinkError>;
     /// Removes rows and positions of other incarnations of `topic`.
     async fn rebuild(&self, sink: &str, table: usize, topic: &str, incarnation: &str) -> Result<u64, SinkError>;
-    /// Deletes the rows of `subjects` from every table.
-    async fn delete_subjects(&self, subjects: &[Subject]) -> Result<u64, SinkError>;
+    /// Deletes the rows of `subjects` from every table; with an instant only those older, where rows have an age of their own.
+    async fn delete_subjects(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<u64, SinkError>;
+    /// How many rows of `subjects` each table holds, counted as [`Backend::delete_subjects`] would delete them.
+    async fn count_subjects(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<Vec<(&'static str, u64)>, SinkError>;
+    /// Seller and entity of the rows that are older than `cutoff`, with the index of their table.
+    async fn aged(&self, cutoff: Timestamp) -> Result<Vec<(usize, String, String)>, SinkError>;
     /// Makes the database give up what deleted rows left behind, as far as that needs no lock.
     async fn purge(&self) -> Result<(), SinkError>;
     /// Rewrites the tables, so that free space holds nothing; locks them meanwhile.
@@ -109,8 +114,18 @@ pub(crate) trait Backend: Send + Sync {
     async fn sampled_columns(&self) -> Result<Vec<String>, SinkError>;
     /// Rows as text.
     async fn look_up(&self, lookup: &Lookup) -> Result<Vec<RowText>, SinkError>;
-    /// The sealed rows of one entity.
-    async fn sealed(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError>;
+    /// The next sealed rows of one group of a seller's entities, in the order of their tokens, behind `after`.
+    async fn page(
+        &self,
+        seller: &SellerId,
+        group: FieldGroup,
+        after: Option<EntityToken>,
+        limit: usize,
+    ) -> Result<Vec<PiiRecord>, SinkError>;
+    /// What the database holds: kind and name.
+    async fn objects(&self) -> Result<Vec<(String, String)>, SinkError>;
+    /// The sealed rows of one entity in the table of the index.
+    async fn sealed(&self, table: usize, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError>;
 }
 
 /// A store: its name, its topics and tables, and the database below.
@@ -222,11 +237,25 @@ impl Store {
         }))
     }
 
-    pub(crate) async fn forget(&self, subjects: &[Subject]) -> Result<u64, StoreError> {
-        let gone = self.backend.delete_subjects(subjects).await.map_err(SinkError::into_store_error)?;
+    pub(crate) async fn forget(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<u64, StoreError> {
+        let gone = self.backend.delete_subjects(subjects, older_than).await.map_err(SinkError::into_store_error)?;
         // Also where the tombstones had deleted all rows before: what they left in the files goes now.
         self.backend.purge().await.map_err(SinkError::into_store_error)?;
         Ok(gone)
+    }
+
+    /// Gives business rows that were deleted no place in free space either: no needle would find them there, so the tables are rewritten
+    /// once, up to the size of the options.
+    pub(crate) async fn wipe_rows(&self) -> Result<(), StoreError> {
+        if self.keeps_free_space().await.map_err(SinkError::into_store_error)? {
+            return Ok(());
+        }
+        self.backend.rewrite().await.map_err(SinkError::into_store_error)
+    }
+
+    /// Whether what deleted rows leave in free space stays until it is used again: where the tables are too large to rewrite.
+    async fn keeps_free_space(&self) -> Result<bool, SinkError> {
+        Ok(self.backend.size().await? > self.rewrite_bytes_max)
     }
 
     /// Reads rows and files. Where free space still holds a trace, the tables are rewritten (up to the size of the options) and the
@@ -234,7 +263,8 @@ impl Store {
     pub(crate) async fn scan(&self, needles: &Needles) -> Result<ScanReport, SinkError> {
         let finder = std::sync::Arc::new(Finder::new(needles));
         let mut report = ScanReport { store: self.name.to_owned(), ..ScanReport::default() };
-        let rows = self.backend.read_rows(&finder).await?;
+        let mut rows = self.backend.read_rows(&finder).await?;
+        rows.found.extend(self.left_of(needles).await?);
         let is_clean = rows.found.is_empty();
         report.take(rows, &needles.controls);
         let (mut rewritten, mut has_files) = (false, true);
@@ -273,8 +303,43 @@ impl Store {
                 until: None,
             });
         }
+        if !needles.gone.is_empty() && self.keeps_free_space().await? {
+            report.residual.push(Residual {
+                what: format!("{}: remnants of deleted rows in free space, too large to rewrite, until it is used again", self.name),
+                until: None,
+            });
+        }
         report.method = self.method(rewritten, has_files);
         Ok(report)
+    }
+
+    /// The business rows that are still there and must be gone: one finding a table.
+    async fn left_of(&self, needles: &Needles) -> Result<Vec<FoundBlock>, SinkError> {
+        if needles.gone.is_empty() {
+            return Ok(Vec::new());
+        }
+        let counts = self.backend.count_subjects(&needles.gone, needles.older_than).await?;
+        let found = counts.into_iter().filter(|(_, count)| *count > 0);
+        let place = |(table, count)| format!("{}.{table}: {count} rows", self.name);
+        Ok(found.map(|counted| FoundBlock { place: place(counted), key: KeyId([0; 16]), block: Vec::new(), is_buried: false }).collect())
+    }
+
+    /// How many rows of `subjects` each table holds.
+    pub(crate) async fn count(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<Vec<(String, u64)>, StoreError> {
+        let counts = self.backend.count_subjects(subjects, older_than).await.map_err(SinkError::into_store_error)?;
+        Ok(counts.into_iter().map(|(table, rows)| (table.to_owned(), rows)).collect())
+    }
+
+    /// The entities of rows older than `cutoff`; `family` says of each table what its entities are.
+    pub(crate) async fn aged(&self, cutoff: Timestamp, family: impl Fn(usize) -> Option<Family>) -> Result<Vec<Aged>, StoreError> {
+        let rows = self.backend.aged(cutoff).await.map_err(SinkError::into_store_error)?;
+        let bad = |_| StoreError { store: self.name.to_owned(), action: "look for old rows".to_owned(), code: "bad_id".to_owned() };
+        rows.into_iter()
+            .filter_map(|(table, seller, token)| family(table).map(|family| (family, seller, token)))
+            .map(|(family, seller, token)| {
+                Ok(Aged { seller: SellerId::parse(&seller).map_err(bad)?, family, token: EntityToken::parse(&token).map_err(bad)? })
+            })
+            .collect()
     }
 
     fn method(&self, rewritten: bool, has_files: bool) -> String {

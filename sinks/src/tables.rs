@@ -95,6 +95,17 @@ pub const ATTRIBUTION: [&str; 9] = [
     "source_version",
 ];
 
+/// What the age of a table's rows counts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Age {
+    /// A column; the row goes with all that belongs to its entity.
+    OfEntity(&'static str),
+    /// A column; each row goes by itself, and one that was seen again lives on.
+    OfRow(&'static str),
+    /// Not its own: it goes with its order, or by a deadline of its own.
+    None,
+}
+
 /// A table.
 #[derive(Debug, Clone)]
 pub struct Table {
@@ -106,6 +117,8 @@ pub struct Table {
     pub key: &'static [&'static str],
     /// Every column in order.
     pub columns: Vec<Column>,
+    /// What the age of its rows counts from.
+    pub age: Age,
 }
 
 impl Table {
@@ -118,13 +131,25 @@ impl Table {
             Kind::Packages => &["selling_partner_id", "order_token", "package_token"],
             Kind::InventoryLevels => &["selling_partner_id", "level_token"],
         };
-        Self::new(kind.as_str(), "one row per key: its latest non-personal state", key, StateRecord::columns(kind))
+        let age = match kind {
+            Kind::Orders => Age::OfEntity("created_at"),
+            Kind::InventoryLevels => Age::OfRow("collected_at"),
+            Kind::OrderItems | Kind::Packages => Age::None,
+        };
+        Self { age, ..Self::new(kind.as_str(), "one row per key: its latest non-personal state", key, StateRecord::columns(kind)) }
     }
 
     /// The vault's table: the latest sealed block of one field group of one entity.
     #[must_use]
     pub fn sealed_block() -> Self {
         Self::new("sealed_block", PiiRecord::DOC, &["selling_partner_id", "entity_token", "field_group"], PiiRecord::columns())
+    }
+
+    /// The cold store's table: fields under a legal hold, each under its hold's token and key.
+    #[must_use]
+    pub fn held_block() -> Self {
+        let comment = "one row per hold and field group: sealed under the hold's own key, kept until the hold ends";
+        Self { name: "held_block", comment, ..Self::sealed_block() }
     }
 
     fn new(name: &'static str, comment: &'static str, key: &'static [&'static str], columns: Vec<sunder_schemas::records::Column>) -> Self {
@@ -150,7 +175,7 @@ impl Table {
             })
             .chain(PROVENANCE)
             .collect();
-        Self { name, comment: comment.trim(), key, columns }
+        Self { name, comment: comment.trim(), key, columns, age: Age::None }
     }
 
     /// The column of the entity's token: second part of the key.
@@ -275,6 +300,48 @@ impl Table {
         format!("DELETE FROM {} WHERE ({}) IN (VALUES {})", self.name, key.join(", "), vec![row.as_str(); rows].join(","))
     }
 
+    /// What a row of one of the entities `older_than` takes must satisfy beside being theirs, in SQLite's `?`, or PostgreSQL's `$3`.
+    fn age_condition(&self, dialect: Dialect, by_age: bool) -> String {
+        match (self.age, dialect) {
+            (Age::OfRow(column), Dialect::Postgres) if by_age => format!(" AND t.{column} < {}", instant_sql(3)),
+            (Age::OfRow(column), Dialect::Sqlite) if by_age => format!(" AND {column} < ?"),
+            _ => String::new(),
+        }
+    }
+
+    /// Whether [`Table::entities_sql`] takes the instant as a further argument.
+    #[must_use]
+    pub const fn binds_age(&self, by_age: bool) -> bool {
+        by_age && matches!(self.age, Age::OfRow(_))
+    }
+
+    /// Deletes or counts (`verb`: `DELETE` or `SELECT count(*)`) the rows of entities: in PostgreSQL of arrays of sellers and tokens, in
+    /// SQLite of `rows` pairs. With `by_age` only those older than an instant, where rows have an age of their own: `$3` in milliseconds,
+    /// or after the pairs as text.
+    #[must_use]
+    pub fn entities_sql(&self, verb: &str, dialect: Dialect, rows: usize, by_age: bool) -> String {
+        let (seller, entity) = ("selling_partner_id", self.entity_column());
+        let age = self.age_condition(dialect, by_age);
+        match dialect {
+            Dialect::Postgres => format!(
+                "{verb} FROM {} AS t WHERE (t.{seller}, t.{entity}) IN (SELECT * FROM UNNEST($1::text[], $2::text[])){age}",
+                self.name
+            ),
+            Dialect::Sqlite => {
+                format!("{verb} FROM {} WHERE ({seller}, {entity}) IN (VALUES {}){age}", self.name, vec!["(?,?)"; rows].join(","))
+            }
+        }
+    }
+
+    /// Seller and entity of the rows that are older than an instant: `$1` in milliseconds, in SQLite `?` as text. `None` where rows have
+    /// no age of their own.
+    #[must_use]
+    pub fn aged_sql(&self, dialect: Dialect) -> Option<String> {
+        let (Age::OfEntity(column) | Age::OfRow(column)) = self.age else { return None };
+        let instant = if dialect == Dialect::Postgres { instant_sql(1) } else { "?".to_owned() };
+        Some(format!("SELECT selling_partner_id, {} FROM {} WHERE {column} < {instant}", self.entity_column(), self.name))
+    }
+
     /// Every row as one text, then each column of bytes: what a scan compares with its needles.
     #[must_use]
     pub fn row_text_sql(&self, dialect: Dialect) -> String {
@@ -302,6 +369,11 @@ impl Column {
         };
         format!("{}; {class}", self.comment)
     }
+}
+
+/// The instant that the `n`th argument gives in milliseconds since 1970, in PostgreSQL.
+fn instant_sql(n: usize) -> String {
+    format!("(timestamptz 'epoch' + ${n}::bigint * interval '1 millisecond')")
 }
 
 fn quoted(text: &str) -> String {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use sunder_retention::buyer::SealedStore;
+use sunder_retention::open::StoredBlock;
 use sunder_retention::store::{Control, Extent, Forget, Mark, Needles, Prove, ScanReport, StoreError, Subject};
 use sunder_schemas::class::{Family, FieldGroup};
 use sunder_schemas::envelope::Attribution;
@@ -22,20 +24,40 @@ use crate::{Applied, Change, Sink, SinkError, Source};
 /// Says whether a key is destroyed: a block of such a key is not stored, whichever replay or restore brings it.
 pub type Destroyed = Arc<dyn Fn(KeyId) -> bool + Send + Sync>;
 
-/// Sealed blocks, fed by `pii.*`.
+/// Index of the vault's own table.
+pub(crate) const SEALED: usize = 0;
+/// Index of the cold store's.
+pub(crate) const HELD: usize = 1;
+
+/// Sealed blocks, fed by `pii.*`; beside them the cold store, which no topic feeds.
 pub struct Vault {
-    store: Store,
+    pub(crate) store: Store,
     destroyed: Destroyed,
 }
 
 impl Vault {
+    /// What the database holds: kind and name.
+    ///
+    /// # Errors
+    /// [`SinkError::Database`].
+    pub async fn objects(&self) -> Result<Vec<(String, String)>, SinkError> {
+        self.store.backend.objects().await
+    }
+
+    /// What this store makes in it.
+    #[must_use]
+    pub fn own_objects() -> Vec<(&'static str, &'static str)> {
+        let tables = [Table::sealed_block(), Table::held_block()];
+        tables.iter().map(|table| ("table", table.name)).chain([("table", "sink_offset")]).collect()
+    }
+
     /// Opens the vault and makes its table as declared.
     ///
     /// # Errors
     /// [`SinkError`], also where the database cannot be reached.
     pub async fn open(options: &StoreOptions, destroyed: Destroyed) -> Result<Self, SinkError> {
-        let topics = Family::ALL.iter().map(|family| (Topic::Pii(*family).name(&options.prefix), 0)).collect();
-        Ok(Self { store: Store::open("vault", options, vec![Table::sealed_block()], topics, false).await?, destroyed })
+        let topics = Family::ALL.iter().map(|family| (Topic::Pii(*family).name(&options.prefix), SEALED)).collect();
+        Ok(Self { store: Store::open("vault", options, vec![Table::sealed_block(), Table::held_block()], topics, false).await?, destroyed })
     }
 
     /// Full names of the topics that feed it.
@@ -48,7 +70,7 @@ impl Vault {
     /// # Errors
     /// [`SinkError::Database`].
     pub async fn blocks(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {
-        self.store.backend.sealed(seller, entity).await
+        self.store.backend.sealed(SEALED, seller, entity).await
     }
 
     /// Sealed columns of which the database's planner keeps samples of values: `sunder check` fails on any.
@@ -80,6 +102,23 @@ impl Vault {
             return Err(SinkError::Options { store: "vault", code: "the control does not fit the table" });
         }
         self.store.backend.put_row(0, row).await
+    }
+}
+
+#[async_trait]
+impl SealedStore for Vault {
+    async fn page(
+        &self,
+        seller: &SellerId,
+        group: FieldGroup,
+        after: Option<EntityToken>,
+        limit: usize,
+    ) -> Result<Vec<(EntityToken, StoredBlock)>, StoreError> {
+        let rows = self.store.backend.page(seller, group, after, limit).await.map_err(SinkError::into_store_error)?;
+        let stored = |row: PiiRecord| {
+            (row.entity_token, StoredBlock { group: row.field_group, classification: row.classification, block: row.block })
+        };
+        Ok(rows.into_iter().map(stored).collect())
     }
 }
 
@@ -119,8 +158,12 @@ impl Forget for Vault {
         self.store.caught_up(marks).await
     }
 
+    async fn count(&self, subjects: &[Subject], _extent: Extent) -> Result<Vec<(String, u64)>, StoreError> {
+        self.store.count(subjects, None).await
+    }
+
     async fn forget(&self, subjects: &[Subject], _extent: Extent) -> Result<u64, StoreError> {
-        self.store.forget(subjects).await
+        self.store.forget(subjects, None).await
     }
 }
 
@@ -144,7 +187,7 @@ impl Prove for Vault {
 }
 
 macro_rules! sealed_sql {
-    ($collected:literal, $deadline:literal, $event:literal, $one:literal, $two:literal) => {
+    ($table:literal, $collected:literal, $deadline:literal, $event:literal, $which:literal) => {
         concat!(
             "SELECT selling_partner_id, marketplace_id, source_api, source_operation, source_request_id, payload_sha256, ",
             "field_group, classification, deadline_rule, entity_token, source_version, key_id, block, ",
@@ -153,30 +196,54 @@ macro_rules! sealed_sql {
             $deadline,
             " AS deadline_ms, ",
             $event,
-            " AS event FROM sealed_block WHERE selling_partner_id = ",
-            $one,
-            " AND entity_token = ",
-            $two,
-            " ORDER BY field_group"
+            " AS event FROM ",
+            $table,
+            " WHERE ",
+            $which
         )
     };
 }
 
-/// Selects [`Sealed`] rows of one entity in SQLite.
-pub(crate) const SEALED_SQL_SQLITE: &str = sealed_sql!(
-    "CAST(round((julianday(collected_at) - 2440587.5) * 86400000) AS INTEGER)",
-    "CAST(round((julianday(deadline) - 2440587.5) * 86400000) AS INTEGER)",
-    "event_id",
-    "?",
-    "?"
-);
-/// Selects [`Sealed`] rows of one entity in PostgreSQL.
-pub(crate) const SEALED_SQL_POSTGRES: &str = sealed_sql!(
-    "(extract(epoch FROM collected_at) * 1000)::bigint",
-    "(extract(epoch FROM deadline) * 1000)::bigint",
-    "event_id::text",
-    "$1",
-    "$2"
+macro_rules! sealed_sql_sqlite {
+    ($table:literal, $which:literal) => {
+        sealed_sql!(
+            $table,
+            "CAST(round((julianday(collected_at) - 2440587.5) * 86400000) AS INTEGER)",
+            "CAST(round((julianday(deadline) - 2440587.5) * 86400000) AS INTEGER)",
+            "event_id",
+            $which
+        )
+    };
+}
+macro_rules! sealed_sql_postgres {
+    ($table:literal, $which:literal) => {
+        sealed_sql!(
+            $table,
+            "(extract(epoch FROM collected_at) * 1000)::bigint",
+            "(extract(epoch FROM deadline) * 1000)::bigint",
+            "event_id::text",
+            $which
+        )
+    };
+}
+
+/// Selects [`Sealed`] rows of one entity in SQLite, from the table of the index: the vault's, the cold store's.
+pub(crate) const SEALED_SQL_SQLITE: [&str; 2] = [
+    sealed_sql_sqlite!("sealed_block", "selling_partner_id = ? AND entity_token = ? ORDER BY field_group"),
+    sealed_sql_sqlite!("held_block", "selling_partner_id = ? AND entity_token = ? ORDER BY field_group"),
+];
+/// Selects the next [`Sealed`] rows of one group of a seller's entities in SQLite.
+pub(crate) const PAGE_SQL_SQLITE: &str =
+    sealed_sql_sqlite!("sealed_block", "selling_partner_id = ? AND field_group = ? AND entity_token > ? ORDER BY entity_token LIMIT ?");
+/// Selects [`Sealed`] rows of one entity in PostgreSQL, from the table of the index: the vault's, the cold store's.
+pub(crate) const SEALED_SQL_POSTGRES: [&str; 2] = [
+    sealed_sql_postgres!("sealed_block", "selling_partner_id = $1 AND entity_token = $2 ORDER BY field_group"),
+    sealed_sql_postgres!("held_block", "selling_partner_id = $1 AND entity_token = $2 ORDER BY field_group"),
+];
+/// Selects the next [`Sealed`] rows of one group of a seller's entities in PostgreSQL.
+pub(crate) const PAGE_SQL_POSTGRES: &str = sealed_sql_postgres!(
+    "sealed_block",
+    "selling_partner_id = $1 AND field_group = $2 AND entity_token > $3 ORDER BY entity_token LIMIT $4"
 );
 
 /// A row of the vault as both databases give it.

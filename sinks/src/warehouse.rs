@@ -1,10 +1,11 @@
 //! The warehouse: typed tables without personal data, one per kind, for analysts.
 
 use async_trait::async_trait;
-use sunder_retention::store::{Control, Extent, Forget, Mark, Needles, Prove, ScanReport, StoreError, Subject};
+use sunder_retention::store::{Aged, Control, Extent, Forget, Mark, Needles, Prove, ScanReport, StoreError, Subject};
 use sunder_schemas::class::Kind;
 use sunder_schemas::ids::Offset;
 use sunder_schemas::records::StateRecord;
+use sunder_schemas::time::Timestamp;
 use sunder_schemas::topic::Topic;
 
 use crate::lookup::{Lookup, RowText};
@@ -18,6 +19,22 @@ pub struct Warehouse {
 }
 
 impl Warehouse {
+    /// What the database holds: kind and name.
+    ///
+    /// # Errors
+    /// [`SinkError::Database`].
+    pub async fn objects(&self) -> Result<Vec<(String, String)>, SinkError> {
+        self.store.backend.objects().await
+    }
+
+    /// What this store makes in it.
+    #[must_use]
+    pub fn own_objects() -> Vec<(&'static str, &'static str)> {
+        let tables = tables::warehouse();
+        let made = [("table", "sink_offset"), ("table", "scan_control"), ("view", "freshness")];
+        tables.iter().map(|table| ("table", table.name)).chain(made).collect()
+    }
+
     /// Opens the warehouse and makes its tables and views as declared.
     ///
     /// # Errors
@@ -76,8 +93,20 @@ impl Forget for Warehouse {
         match extent {
             // Business rows live on: nothing personal is in them.
             Extent::Personal => Ok(0),
-            Extent::WithBusinessData => self.store.forget(subjects).await,
+            Extent::WithBusinessData | Extent::OlderThan(_) => {
+                let gone = self.store.forget(subjects, extent.older_than()).await?;
+                self.store.wipe_rows().await?;
+                Ok(gone)
+            }
         }
+    }
+
+    async fn count(&self, subjects: &[Subject], extent: Extent) -> Result<Vec<(String, u64)>, StoreError> {
+        if extent.takes_rows() { self.store.count(subjects, extent.older_than()).await } else { Ok(Vec::new()) }
+    }
+
+    async fn aged(&self, cutoff: Timestamp) -> Result<Vec<Aged>, StoreError> {
+        self.store.aged(cutoff, |table| Kind::ALL.get(table).map(|kind| kind.family())).await
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
-use sunder_retention::case::{About, Engine, Parts, RingKeys, signer_from_file};
+use sunder_retention::case::{About, Engine, Parts, RingHolds, RingKeys, signer_from_file};
 use sunder_retention::deadline::Policy;
 use sunder_retention::keydb::KeyDb;
 use sunder_retention::keyfiles::KeyFiles;
@@ -106,6 +106,7 @@ impl Base {
             after_delivery: config.retention.personal_after_delivery,
             backup: Period::days(i64::from(config.keys.backup_days)),
             margin: config.retention.margin,
+            business: config.retention.non_personal,
         };
         let keyring = Arc::new(Keyring::new(db, root, Arc::clone(&clock), policy));
         Ok(Self { config, clock, system_clock: Arc::new(SystemClock::default()), keyring })
@@ -205,7 +206,7 @@ impl App {
         let (warehouse, vault) = (base.warehouse().await?, base.vault().await?);
         let schemas = Schemas::open(registry(&base.config), &base.config.kafka.prefix).await;
         let schemas = Arc::new(schemas.map_err(part("registry.url"))?);
-        let log = Arc::new(KafkaLog::new(kafka.clone()));
+        let log = Arc::new(KafkaLog::with_schemas(kafka.clone(), Arc::clone(&schemas)));
         let signer = Arc::new(signer(&base.config)?);
         let engine = Arc::new(engine(&base, &signer, &log, &warehouse, &vault));
         Ok(Self { base, kafka, log, schemas, warehouse, vault, engine, signer })
@@ -267,7 +268,8 @@ fn engine(base: &Base, signer: &Arc<NoteSigner>, log: &Arc<KafkaLog>, warehouse:
     let forget: Vec<Arc<dyn Forget>> = vec![Arc::clone(warehouse) as _, Arc::clone(vault) as _];
     let key_files = Arc::new(KeyFiles::new(Arc::clone(&base.keyring)));
     let prove: Vec<Arc<dyn Prove>> = vec![Arc::clone(log) as _, Arc::clone(warehouse) as _, Arc::clone(vault) as _, key_files];
-    Engine::new(Parts {
+    let holds = RingHolds::new(Arc::clone(&base.keyring), Arc::clone(vault) as _);
+    let engine = Engine::new(Parts {
         db: base.keyring.db().clone(),
         keys: Arc::new(RingKeys::new(Arc::clone(&base.keyring))),
         log: Arc::clone(log) as Arc<dyn EventLog>,
@@ -286,5 +288,6 @@ fn engine(base: &Base, signer: &Arc<NoteSigner>, log: &Arc<KafkaLog>, warehouse:
             request_due: REQUEST_DUE,
             expiry_due: EXPIRY_DUE,
         },
-    })
+    });
+    engine.with_holds(Arc::new(holds)).with_copies(settings::copies(&base.config))
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rust_decimal::Decimal;
+use sunder_retention::inventory::Copy;
 use sunder_schemas::time::Period;
 use sunder_schemas::topic::Profile;
 
@@ -87,4 +88,16 @@ pub(super) fn root_file(config: &Config) -> Result<PathBuf, StartError> {
     config.keys.root.strip_prefix("file:").map(|path| Path::new(path).to_owned()).ok_or_else(|| {
         StartError::Config("keys.root: this version supports file:/path only; transit: and awskms: are not built yet".to_owned())
     })
+}
+
+/// The copies that the config declares.
+#[must_use]
+pub fn copies(config: &Config) -> Vec<Copy> {
+    let copy = |section: &crate::config::CopySection| Copy {
+        what: section.what.clone(),
+        owner: section.owner.clone(),
+        life: section.life,
+        covers: section.covers.clone(),
+    };
+    config.copy.iter().map(copy).collect()
 }

@@ -8,6 +8,8 @@ mod check;
 mod config;
 mod erase;
 mod follow;
+mod hold;
+mod inventory;
 pub(crate) mod open;
 mod run;
 mod sellers;
@@ -116,6 +118,8 @@ async fn dispatch(cli: Cli, metrics: PrometheusHandle) -> Result<u8, Failure> {
         Command::Topics { command } => topics::run(&load()?, &command, output).await,
         Command::Sellers { command } => Box::pin(sellers::run(load()?, command, output)).await,
         Command::Erase(args) => Box::pin(erase::run(load()?, args, output)).await,
+        Command::Hold { command } => Box::pin(hold::run(load()?, command, output)).await,
+        Command::Inventory => Box::pin(inventory::run(load()?, output)).await,
         Command::Cases { id } => cases::list(load()?, id.as_deref(), output).await,
         Command::Verify { id } => Box::pin(cases::verify(load()?, &id, output)).await,
         Command::Certificate { command, id, out } => match (command, id, out) {

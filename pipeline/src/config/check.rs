@@ -25,6 +25,11 @@ pub fn check(config: &Config) -> Vec<String> {
     if config.environment == Environment::Production {
         production(config, &mut problems);
     }
+    for copy in &config.copy {
+        if copy.what.trim().is_empty() || copy.owner.trim().is_empty() {
+            problems.push("copy: each needs what it is and an owner who answers for it".to_owned());
+        }
+    }
     if !config.serve.listen.ip().is_loopback() {
         problems
             .push("serve.listen: only a loopback address may be bound until TLS and sign-in are there; put a proxy in front".to_owned());

@@ -55,6 +55,9 @@ pub struct Config {
     /// Who may claim which roles; needed in production.
     #[serde(default)]
     pub principal: Vec<Principal>,
+    /// Copies of the data that no erasure reaches: backups, archives, replicas, other people's tables.
+    #[serde(default)]
+    pub copy: Vec<CopySection>,
     /// Who signs certificates; left out in test: a signer is made beside the root key.
     pub certificate: Option<Certificate>,
     /// Health, metrics, later the console.
@@ -298,6 +301,22 @@ pub struct Principal {
     pub os_user: String,
     /// The roles it may claim.
     pub roles: Vec<String>,
+}
+
+/// `[[copy]]`
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CopySection {
+    /// What it is, in words for the certificate.
+    pub what: String,
+    /// Who answers for it.
+    pub owner: String,
+    /// How long it lives: what was erased is in none of it any more after that.
+    #[schemars(with = "String")]
+    pub life: Period,
+    /// What `sunder inventory` sees of it, e.g. `vault.archive_mode` or `warehouse.dbt.*`.
+    #[serde(default)]
+    pub covers: Vec<String>,
 }
 
 /// `[certificate]`

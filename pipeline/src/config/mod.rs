@@ -10,8 +10,8 @@ mod secret;
 
 pub use check::check;
 pub use file::{
-    Certificate, ClockSection, Config, Endpoints, Environment, Kafka, Keys, Principal, Purpose, Registry, Retention, Security, Seller,
-    Serve, SpApi, Store,
+    Certificate, ClockSection, Config, CopySection, Endpoints, Environment, Kafka, Keys, Principal, Purpose, Registry, Retention, Security,
+    Seller, Serve, SpApi, Store,
 };
 pub use load::{ConfigError, EXAMPLE, load, parse};
 pub use secret::SecretRef;

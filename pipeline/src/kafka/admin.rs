@@ -357,6 +357,16 @@ impl Kafka {
         .await
     }
 
+    /// Names of all topics under this installation's prefix, known or not.
+    ///
+    /// # Errors
+    /// [`KafkaError::Call`].
+    pub async fn topics_under_prefix(&self) -> Result<Vec<String>, KafkaError> {
+        let front = format!("{}.", self.settings().prefix);
+        let (shapes, _) = self.shapes().await?;
+        Ok(shapes.into_keys().filter(|name| name.starts_with(&front)).collect())
+    }
+
     /// Partitions and replicas of every topic, and the brokers.
     async fn shapes(&self) -> Result<(BTreeMap<String, Shape>, Vec<i32>), KafkaError> {
         let this = self.clone();

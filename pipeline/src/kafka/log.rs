@@ -1,16 +1,18 @@
 //! What erasure asks of the event log: tombstones, ends, barriers, and how the log stands.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::{Value, json};
-use sunder_retention::store::{Drifted, EventLog, Extent, Hindrance, Mark, OutboxRecord, StoreError, Subject};
+use sunder_retention::store::{Aged, Drifted, EventLog, Extent, Hindrance, Mark, OutboxRecord, StoreError, Subject};
 use sunder_schemas::class::{Family, FieldGroup, Kind};
 use sunder_schemas::ids::{EntityToken, Offset, Partition, SellerId};
 use sunder_schemas::key;
+use sunder_schemas::time::Timestamp;
 use sunder_schemas::topic::Topic;
 
 use crate::kafka::admin::Drift;
@@ -18,7 +20,9 @@ use crate::kafka::error::KafkaError;
 use crate::kafka::health::PlainContext;
 use crate::kafka::needles::KeyFinder;
 use crate::kafka::roll::{is_lowered, rolled};
+use crate::kafka::rows::{Row, RowFinder, RowReader};
 use crate::kafka::{Batch, Kafka, OutRecord, ProduceError, Range, Record, blocking};
+use crate::registry::Schemas;
 
 /// Header of records written for a case.
 pub const CASE_HEADER: &str = "sunder_case";
@@ -28,16 +32,29 @@ const PUBLISH_WITHIN: Duration = Duration::from_secs(20);
 const COMMITTED_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The event log on Kafka: implements [`EventLog`] and [`sunder_retention::store::Prove`].
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct KafkaLog {
     pub(crate) kafka: Kafka,
+    pub(super) schemas: Arc<Schemas>,
+}
+
+impl std::fmt::Debug for KafkaLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "KafkaLog({:?})", self.kafka)
+    }
 }
 
 impl KafkaLog {
-    /// The log that `kafka` is connected to.
+    /// The log that `kafka` is connected to; its rows are of the built-in schemas.
     #[must_use]
-    pub const fn new(kafka: Kafka) -> Self {
-        Self { kafka }
+    pub fn new(kafka: Kafka) -> Self {
+        Self::with_schemas(kafka, Arc::new(Schemas::built_in()))
+    }
+
+    /// The log that `kafka` is connected to, whose rows are read with `schemas`.
+    #[must_use]
+    pub const fn with_schemas(kafka: Kafka, schemas: Arc<Schemas>) -> Self {
+        Self { kafka, schemas }
     }
 }
 
@@ -68,11 +85,16 @@ fn bury(batch: &Batch, topic: &str, partition: Partition, key: &[u8], case: &str
     Ok(())
 }
 
+/// Those of `subjects` that can have personal data: what is found by its age and never had a key is an inventory level.
+fn with_personal(subjects: &[Subject], extent: Extent) -> impl Iterator<Item = &Subject> + Clone {
+    subjects.iter().filter(move |subject| extent.older_than().is_none() || !subject.keys.is_empty())
+}
+
 impl Kafka {
-    fn bury_personal(&self, batch: &Batch, case: &str, subjects: &[Subject]) -> Result<(), KafkaError> {
+    fn bury_personal<'s>(&self, batch: &Batch, case: &str, subjects: impl Iterator<Item = &'s Subject> + Clone) -> Result<(), KafkaError> {
         // All families: a subject does not tell its own, and a tombstone of a key that never was costs a hundred bytes.
         for topic in Family::ALL.iter().map(|family| self.topic(Topic::Pii(*family))) {
-            for subject in subjects {
+            for subject in subjects.clone() {
                 let partition = self.partition_of(&subject.seller, subject.token);
                 for group in FieldGroup::ALL {
                     bury(batch, &topic, partition, key::pii_key(&subject.seller, subject.token, *group).as_bytes(), case)?;
@@ -82,41 +104,18 @@ impl Kafka {
         Ok(())
     }
 
-    /// Finds every key of `subjects` that still has a value on `state.*` and `events.*` and buries it: children and events have keys
-    /// of their own that only the log knows.
-    fn bury_business(&self, batch: &Batch, case: &str, subjects: &[Subject]) -> Result<(), KafkaError> {
-        let wanted: HashSet<String> = subjects.iter().map(|subject| key::state_key(&subject.seller, subject.token, None)).collect();
-        let partitions: BTreeSet<i32> = subjects.iter().map(|subject| self.partition_of(&subject.seller, subject.token).0).collect();
-        for topic in Kind::ALL.iter().flat_map(|kind| [Topic::State(*kind), Topic::Events(*kind)]) {
-            let name = self.topic(topic);
-            let mut ranges = Vec::new();
-            for partition in &partitions {
-                ranges.push(self.whole_blocking(&name, Partition(*partition))?);
-            }
-            let mut living: BTreeSet<(i32, Vec<u8>)> = BTreeSet::new();
-            self.read_blocking(&ranges, |record| {
-                let Some(key) = record.key else { return Ok(()) };
-                let is_wanted = subject_part(key).and_then(|part| std::str::from_utf8(part).ok()).is_some_and(|part| wanted.contains(part));
-                if is_wanted {
-                    let entry = (record.partition.0, key.to_vec());
-                    if record.value.is_some() {
-                        living.insert(entry);
-                    } else {
-                        living.remove(&entry);
-                    }
-                }
-                Ok(())
-            })?;
-            for (partition, key) in living {
-                bury(batch, &name, Partition(partition), &key, case)?;
-            }
+    /// Finds every key of `subjects` with a living value that `finder` takes on `state.*` and `events.*` and buries it: children and events
+    /// have keys of their own that only the log knows.
+    fn bury_business(&self, batch: &Batch, case: &str, subjects: &[Subject], finder: &RowFinder) -> Result<(), KafkaError> {
+        for (topic, partition, key) in self.keys_of_rows(subjects, finder)? {
+            bury(batch, &topic, Partition(partition), &key, case)?;
         }
         Ok(())
     }
 
     /// Buries whatever holds a block of `subjects` or names one of them and still has a value, on the partition and under the key where
-    /// it lies on any replica. Business rows are left where `extent` says so.
-    fn bury_found(&self, batch: &Batch, case: &str, subjects: &[Subject], extent: Extent) -> Result<(), KafkaError> {
+    /// it lies on any replica. Of business rows those go that `rows` takes.
+    fn bury_found(&self, batch: &Batch, case: &str, subjects: &[Subject], rows: Option<&RowFinder>) -> Result<(), KafkaError> {
         let finder = KeyFinder::new(subjects.iter().flat_map(|subject| subject.keys.iter().copied()));
         let names: HashSet<String> = subjects.iter().map(|subject| key::state_key(&subject.seller, subject.token, None)).collect();
         let topics: BTreeMap<String, Topic> =
@@ -124,8 +123,12 @@ impl Kafka {
         let is_named =
             |key: &[u8]| subject_part(key).and_then(|part| std::str::from_utf8(part).ok()).is_some_and(|part| names.contains(part));
         let is_wanted = |record: &Record<'_>, key: &[u8]| {
-            let goes = topics.get(record.topic).is_some_and(|topic| topic.holds_sealed() || extent == Extent::WithBusinessData);
-            goes && is_named(key) || record.pieces().any(|bytes| finder.find(bytes).any(|hit| hit.is_block))
+            let topic = topics.get(record.topic).copied();
+            // A row that cannot be read stays, and the next reading says so.
+            let goes = |rows: &RowFinder, topic| rows.look(topic, record).is_ok_and(|row| row == Row::Goes);
+            let is_row = rows.zip(topic).is_some_and(|(rows, topic)| goes(rows, topic));
+            let is_sealed = topic.is_some_and(Topic::holds_sealed) && is_named(key);
+            is_row || is_sealed || record.pieces().any(|bytes| finder.find(bytes).any(|hit| hit.is_block))
         };
         let mut living: BTreeSet<(String, i32, Vec<u8>)> = BTreeSet::new();
         for (name, topic) in &topics {
@@ -134,10 +137,11 @@ impl Kafka {
             let of_brokers = self.read_replicas_blocking(ranges, |living: &mut BTreeSet<(i32, Vec<u8>)>, record| {
                 let Some(key) = record.key else { return };
                 let entry = (record.partition.0, key.to_vec());
-                if record.value.is_none() {
-                    living.remove(&entry);
-                } else if is_wanted(record, key) {
+                if record.value.is_some() && is_wanted(record, key) {
                     living.insert(entry);
+                } else {
+                    // A tombstone, or a value that is to stay.
+                    living.remove(&entry);
                 }
             })?;
             living.extend(of_brokers.into_iter().flatten().map(|(partition, key)| (name.clone(), partition, key)));
@@ -248,11 +252,12 @@ impl EventLog for KafkaLog {
 
     async fn tombstone(&self, case: &str, subjects: &[Subject], extent: Extent) -> Result<Vec<Mark>, StoreError> {
         let (kafka, case, subjects) = (self.kafka.clone(), case.to_owned(), subjects.to_vec());
+        let reader = RowReader::new(&self.schemas);
         Ok(blocking(move || {
             let batch = kafka.producer().batch();
-            kafka.bury_personal(&batch, &case, &subjects)?;
-            if extent == Extent::WithBusinessData {
-                kafka.bury_business(&batch, &case, &subjects)?;
+            kafka.bury_personal(&batch, &case, with_personal(&subjects, extent))?;
+            if let Some(finder) = RowFinder::of(&subjects, extent, reader) {
+                kafka.bury_business(&batch, &case, &subjects, &finder)?;
             }
             Ok(batch.acked_blocking()?)
         })
@@ -261,10 +266,11 @@ impl EventLog for KafkaLog {
 
     async fn tombstone_found(&self, case: &str, subjects: &[Subject], extent: Extent) -> Result<Vec<Mark>, StoreError> {
         let (kafka, case, subjects) = (self.kafka.clone(), case.to_owned(), subjects.to_vec());
+        let reader = RowReader::new(&self.schemas);
         Ok(blocking(move || {
             let batch = kafka.producer().batch();
-            kafka.bury_personal(&batch, &case, &subjects)?;
-            kafka.bury_found(&batch, &case, &subjects, extent)?;
+            kafka.bury_personal(&batch, &case, with_personal(&subjects, extent))?;
+            kafka.bury_found(&batch, &case, &subjects, RowFinder::of(&subjects, extent, reader).as_ref())?;
             Ok(batch.acked_blocking()?)
         })
         .await?)
@@ -299,6 +305,10 @@ impl EventLog for KafkaLog {
     async fn entities(&self, seller: &SellerId) -> Result<Vec<EntityToken>, StoreError> {
         let (kafka, seller) = (self.kafka.clone(), seller.clone());
         Ok(blocking(move || kafka.entities_blocking(&seller)).await?)
+    }
+
+    async fn aged(&self, cutoff: Timestamp) -> Result<Vec<Aged>, StoreError> {
+        self.aged_rows(cutoff).await
     }
 
     async fn roll(&self, case: &str, subjects: &[Subject], extent: Extent) -> Result<bool, StoreError> {

@@ -23,6 +23,7 @@ pub mod reader;
 pub mod record;
 mod replicas;
 pub mod roll;
+mod rows;
 pub mod settings;
 mod wire;
 

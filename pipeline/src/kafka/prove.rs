@@ -22,6 +22,7 @@ use crate::kafka::error::KafkaError;
 use crate::kafka::log::{CASE_HEADER, KafkaLog};
 use crate::kafka::needles::{KeyFinder, block_at};
 use crate::kafka::replicas::{self, UpTo};
+use crate::kafka::rows::{Row, RowFinder, RowReader};
 use crate::kafka::{Kafka, OutRecord, Range, Record, blocking};
 
 /// Key prefix of controls.
@@ -55,12 +56,16 @@ struct Sought<'a> {
     /// Which cases look for a key, and which case's control it is.
     cases: HashMap<KeyId, Vec<usize>>,
     controls: HashMap<KeyId, usize>,
+    /// Business rows that must be gone, by case.
+    rows: Vec<(usize, RowFinder)>,
 }
 
 impl<'a> Sought<'a> {
-    fn new(kinds: &'a BTreeMap<String, Topic>, needles: &[Needles]) -> Self {
-        let mut sought = Self { kinds, erased: KeyFinder::new(std::iter::empty()), cases: HashMap::new(), controls: HashMap::new() };
+    fn new(kinds: &'a BTreeMap<String, Topic>, needles: &[Needles], reader: &RowReader) -> Self {
+        let (erased, cases, controls, rows) = (KeyFinder::new(std::iter::empty()), HashMap::new(), HashMap::new(), Vec::new());
+        let mut sought = Self { kinds, erased, cases, controls, rows };
         for (case, needles) in needles.iter().enumerate() {
+            sought.rows.extend(RowFinder::of_needles(needles, reader.clone()).map(|rows| (case, rows)));
             for key in &needles.keys {
                 sought.cases.entry(*key).or_default().push(case);
             }
@@ -122,11 +127,13 @@ struct Scan<'a> {
     broker: Option<i32>,
     cases: Vec<Findings>,
     newest_ms: Option<i64>,
+    /// A row whose age could not be asked for: nothing is known of it then.
+    unread: Option<KafkaError>,
 }
 
 impl<'a> Scan<'a> {
     fn new(sought: &'a Sought<'a>, broker: Option<i32>, cases: usize) -> Self {
-        Self { sought, broker, cases: std::iter::repeat_with(Findings::default).take(cases).collect(), newest_ms: None }
+        Self { sought, broker, cases: std::iter::repeat_with(Findings::default).take(cases).collect(), newest_ms: None, unread: None }
     }
 
     fn look(&mut self, record: &Record<'_>) {
@@ -144,6 +151,18 @@ impl<'a> Scan<'a> {
             self.cases.iter_mut().for_each(|case| case.wait(record));
         }
         let sought = self.sought;
+        for (case, rows) in &sought.rows {
+            let found = FoundBlock { place: self.place(record), key: KeyId([0; 16]), block: Vec::new(), is_buried: false };
+            let Some(case) = self.cases.get_mut(*case) else { continue };
+            match rows.look(topic, record) {
+                // A row names no key.
+                Ok(Row::Goes) => case.find(record, found),
+                // A younger value of the same key: an older one goes by compaction, as under a tombstone.
+                Ok(Row::Stays) => case.bury(record),
+                Ok(Row::Other) => {}
+                Err(error) => drop(self.unread.get_or_insert(error)),
+            }
+        }
         for bytes in record.pieces() {
             for hit in sought.erased.find(bytes) {
                 // Outside the topics of sealed blocks the ledger may name key ids: only a block is a finding there.
@@ -264,16 +283,19 @@ fn scan_embedded<'a>(kafka: &Kafka, sought: &'a Sought<'a>, cases: usize, ranges
 }
 
 /// One pass over every replica for all of `needles`.
-fn scan(kafka: &Kafka, needles: &[Needles]) -> Result<Vec<ScanReport>, KafkaError> {
+fn scan(kafka: &Kafka, needles: &[Needles], reader: &RowReader) -> Result<Vec<ScanReport>, KafkaError> {
     let kinds: BTreeMap<String, Topic> = Topic::all().into_iter().map(|topic| (kafka.topic(topic), topic)).collect();
     let ranges = ends(kafka, &kinds, needles)?;
-    let sought = Sought::new(&kinds, needles);
+    let sought = Sought::new(&kinds, needles, reader);
     let outside = if kafka.is_embedded() { Vec::new() } else { kafka.view_blocking()?.residual() };
     let mut seen = if kafka.is_embedded() {
         scan_embedded(kafka, &sought, needles.len(), &ranges)?
     } else {
         scan_replicas(kafka, &sought, needles.len(), ranges)?
     };
+    if let Some(error) = seen.scans.iter_mut().find_map(|scan| scan.unread.take()) {
+        return Err(error);
+    }
     let newest_ms = seen.scans.iter().filter_map(|scan| scan.newest_ms).max();
     let reports = needles.iter().enumerate().map(|(case, needles)| {
         let of_case = seen.scans.iter_mut().filter_map(|scan| scan.cases.get_mut(case)).map(std::mem::take).collect();
@@ -293,9 +315,9 @@ fn scan(kafka: &Kafka, needles: &[Needles]) -> Result<Vec<ScanReport>, KafkaErro
 /// How absence is shown, in words for the certificate.
 const METHOD_REPLICAS: &str = "every replica of every partition read from the broker that holds it, from its own first record to the barrier \
                                (uncommitted records included, every CRC checked); keys, values and headers searched for the key ids of \
-                               destroyed keys";
+                               destroyed keys, and where business data goes too, for its rows";
 const METHOD_EMBEDDED: &str = "every partition of the in-memory broker read from its start to the barrier; keys, values and headers searched \
-                               for the key ids of destroyed keys";
+                               for the key ids of destroyed keys, and where business data goes too, for its rows";
 
 /// One case's findings on all brokers.
 fn report(of_brokers: Vec<Findings>, newest_ms: Option<i64>, times: &Times) -> ScanReport {
@@ -364,8 +386,8 @@ impl Prove for KafkaLog {
     }
 
     async fn scan_many(&self, needles: &[Needles]) -> Result<Vec<ScanReport>, StoreError> {
-        let (kafka, needles) = (self.kafka.clone(), needles.to_vec());
-        Ok(blocking(move || scan(&kafka, &needles)).await?)
+        let (kafka, needles, reader) = (self.kafka.clone(), needles.to_vec(), RowReader::new(&self.schemas));
+        Ok(blocking(move || scan(&kafka, &needles, &reader)).await?)
     }
 
     async fn unplant(&self, case: &str) -> Result<(), StoreError> {

@@ -40,7 +40,7 @@ pub fn is_lowered(drift: &Drift) -> bool {
 /// The topics that hold what goes with `extent`.
 pub fn rolled(extent: Extent) -> Vec<Topic> {
     let mut topics: Vec<Topic> = Family::ALL.iter().map(|family| Topic::Pii(*family)).collect();
-    if extent == Extent::WithBusinessData {
+    if extent.takes_rows() {
         topics.extend(Kind::ALL.iter().flat_map(|kind| [Topic::State(*kind), Topic::Events(*kind)]));
     }
     topics

@@ -134,11 +134,13 @@ impl Publisher {
         let mut rejected = page.rejected.len() as u64;
         report_unclassified(origin, page.unclassified, commit);
         let mut prepared = Vec::with_capacity(page.entities.len());
+        let cutoff = self.keyring.policy().business_cutoff(self.keyring.now());
         for mut classified in page.entities {
             report_unclassified(origin, std::mem::take(&mut classified.unclassified), commit);
             let version = classified.identity.source_version();
             sum.newest = sum.newest.max(version);
             match prepare(origin, classified) {
+                Ok(entity) if entity.facts.as_ref().is_some_and(|facts| facts.created < cutoff) => self.count_past(),
                 Ok(entity) => prepared.push(entity),
                 Err(code) => {
                     rejected += 1;
@@ -149,6 +151,13 @@ impl Publisher {
         self.counts.rejected.fetch_add(rejected, Ordering::Relaxed);
         metrics::counter!("sunder_poll_rejected_entities_total").increment(rejected);
         (prepared, sum)
+    }
+
+    /// Counts an order that is older than business data may be kept: nothing of it is published, and no row of the ledger is made for it.
+    fn count_past(&self) {
+        self.counts.past_period.fetch_add(1, Ordering::Relaxed);
+        let reason = FilterReason::PastPeriod.as_str();
+        metrics::counter!("sunder_poll_outcomes_total", "outcome" => "filtered", "reason" => reason).increment(1);
     }
 
     /// Asks the ledger for each order; what is no order has no subject and nothing to admit.

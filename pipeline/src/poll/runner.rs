@@ -94,6 +94,7 @@ pub(super) struct Counts {
     pub(super) published: AtomicU64,
     pub(super) unchanged: AtomicU64,
     pub(super) withheld: AtomicU64,
+    pub(super) past_period: AtomicU64,
     pub(super) dropped: AtomicU64,
     pub(super) rejected: AtomicU64,
     pub(super) gaps: AtomicU64,
@@ -110,6 +111,8 @@ pub struct Progress {
     pub unchanged: u64,
     /// Entities left out because they were erased with their business data.
     pub withheld: u64,
+    /// Orders left out because they are older than business data may be kept.
+    pub past_period: u64,
     /// Groups of personal fields that were fetched and dropped in memory.
     pub dropped: u64,
     /// Entities that could not be taken in; each left a gap.
@@ -215,6 +218,7 @@ impl Poller {
             published: get(&self.counts.published),
             unchanged: get(&self.counts.unchanged),
             withheld: get(&self.counts.withheld),
+            past_period: get(&self.counts.past_period),
             dropped: get(&self.counts.dropped),
             rejected: get(&self.counts.rejected),
             gaps: get(&self.counts.gaps),

@@ -41,6 +41,8 @@ pub struct RunReport {
     pub unchanged: u64,
     /// Entities left out because they were erased with their business data.
     pub withheld: u64,
+    /// Orders left out because they are older than business data may be kept.
+    pub past_period: u64,
     /// Groups of personal fields dropped in memory.
     pub dropped: u64,
     /// Entities that could not be taken in; each is an open gap.

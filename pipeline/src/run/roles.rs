@@ -211,6 +211,7 @@ impl Roles {
             report.published = progress.published;
             report.unchanged = progress.unchanged;
             report.withheld = progress.withheld;
+            report.past_period = progress.past_period;
             report.dropped = progress.dropped;
             report.rejected = progress.rejected;
             report.gaps = progress.gaps;

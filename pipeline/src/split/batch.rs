@@ -1,7 +1,7 @@
 //! One raw record in, one outcome out, and the records it becomes. Pure but for what [`Surroundings`] does.
 //!
 //! Invariants: every record ends in exactly one [`Outcome`]; a block of a destroyed key is never written on, nor anything of an entity
-//! that was erased with its business data; nothing of a record that
+//! that was erased with its business data or is too old to be kept; nothing of a record that
 //! cannot be split leaves unsealed. An older version still goes to `events.*`, for a crash may have cut off its first writing and the
 //! key makes a second one harmless; `state.*` and `pii.*` it never touches.
 
@@ -55,6 +55,9 @@ pub trait Surroundings {
 
     /// Whether `entity` was erased with its business data, so that nothing of it is written any more.
     fn is_withheld(&self, entity: EntityToken) -> bool;
+
+    /// Whether `row`, an entity's own, is older than business data may be kept, so that nothing of it is written.
+    fn is_past(&self, row: &StateRecord) -> bool;
 
     /// Asks the registry for the schema `id`.
     ///
@@ -223,6 +226,9 @@ impl<'s> Splitter<'s> {
             Err(unfit) => return Ok(Outcome::DeadLettered(unfit.reason)),
         };
         let Some(own) = projected.rows.first() else { return Ok(Outcome::DeadLettered(DeadLetterReason::BadField)) };
+        if around.is_past(own) {
+            return Ok(Outcome::Filtered(FilterReason::PastPeriod));
+        }
         let versions = self.versions.entry((record.family, record.partition)).or_default();
         let vanished = match versions.standing(own) {
             Standing::Gone => return Ok(Outcome::Filtered(FilterReason::Erased)),

@@ -59,6 +59,8 @@ pub(super) fn rebuild(
     read(kafka, own, partition, &mut |record| {
         let Some((seller, entity, None)) = record.key.and_then(parse_key) else { return };
         match record.value {
+            // A level is no order that was erased: its tombstone says that it was not seen for long, and it may be listed again.
+            None | Some([]) if family == Family::Inventory => versions.forget(&seller, entity),
             None | Some([]) => versions.restore_tombstone(&seller, entity),
             Some(value) => match row_of(schemas, learn, own, value) {
                 Ok(Some(row)) => versions.restore(&row),

@@ -13,8 +13,8 @@ use sunder_retention::keys::{DataKey, KeyError, Keyring};
 use sunder_schemas::class::Family;
 use sunder_schemas::ids::{EntityToken, KeyId, Offset, Partition};
 use sunder_schemas::outcome::{DeadLetterReason, FilterReason};
-use sunder_schemas::records::Record as _;
 use sunder_schemas::records::schema::RecordType;
+use sunder_schemas::records::{Record as _, StateRecord};
 use sunder_schemas::topic::Topic;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -358,6 +358,11 @@ impl Surroundings for Surround<'_> {
 
     fn is_withheld(&self, entity: EntityToken) -> bool {
         self.runner.keyring.erased().withholds(entity)
+    }
+
+    fn is_past(&self, row: &StateRecord) -> bool {
+        let keyring = &self.runner.keyring;
+        row.event_time().is_some_and(|at| at < keyring.policy().business_cutoff(keyring.now()))
     }
 
     fn learn(&mut self, id: u32) -> Result<(), SplitError> {

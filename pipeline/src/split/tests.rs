@@ -12,7 +12,7 @@ use sunder_schemas::time::Timestamp;
 
 use super::*;
 use crate::registry::BuiltIn;
-use crate::split::versions::Versions;
+use crate::split::versions::{Standing, Versions};
 
 const PARTITIONS: i32 = 4;
 
@@ -24,6 +24,7 @@ type Written = (Topic, Partition, String, Option<Vec<u8>>, Vec<(String, String)>
 struct World {
     erased: HashSet<KeyId>,
     withheld: HashSet<EntityToken>,
+    cutoff: Option<Timestamp>,
     log: Vec<Written>,
     dead: Vec<DeadLetterReason>,
 }
@@ -35,6 +36,9 @@ impl Surroundings for World {
     }
     fn is_withheld(&self, entity: EntityToken) -> bool {
         self.withheld.contains(&entity)
+    }
+    fn is_past(&self, row: &StateRecord) -> bool {
+        row.event_time().is_some_and(|at| Some(at) < self.cutoff)
     }
     fn learn(&mut self, _: u32) -> Result<(), Self::Error> {
         Ok(())
@@ -276,6 +280,29 @@ fn a_running_splitter_withholds_what_it_knows_as_living() {
     assert_eq!(feed(&mut splitter, &mut world, &later), Outcome::Filtered(FilterReason::Erased));
     assert_eq!(world.log.len(), written);
     assert_eq!(feed(&mut splitter, &mut world, &order(3, 10, 10, &[4], &[])), Outcome::Stored, "others go on");
+}
+
+#[test]
+fn an_order_from_before_the_period_is_left_out_with_all_that_belongs_to_it() {
+    let (schemas, mut world) = (schemas(), World::default());
+    let mut splitter = Splitter::new(&schemas, PARTITIONS);
+    let created = Timestamp::parse("2026-11-01T10:00:00Z").unwrap();
+    world.cutoff = Some(Timestamp(created.0 + 1));
+    assert_eq!(feed(&mut splitter, &mut world, &order(1, 10, 10, &[2], &[3])), Outcome::Filtered(FilterReason::PastPeriod));
+    assert!(world.log.is_empty());
+    world.cutoff = Some(created);
+    assert_eq!(feed(&mut splitter, &mut world, &order(1, 10, 10, &[2], &[3])), Outcome::Stored);
+}
+
+#[test]
+fn an_entity_that_was_forgotten_begins_anew() {
+    let mut versions = Versions::default();
+    let row = project(order(1, 10, 10, &[], &[])).unwrap().rows.remove(0);
+    versions.restore(&row);
+    versions.forget(row.seller(), row.entity());
+    assert_eq!(versions.standing(&row), Standing::Latest { vanished: Vec::new() });
+    versions.restore_tombstone(row.seller(), row.entity());
+    assert_eq!(versions.standing(&row), Standing::Gone);
 }
 
 #[test]

@@ -84,6 +84,12 @@ impl Versions {
         self.known.insert(slot, Known::Gone);
     }
 
+    /// Forgets an entity: what comes next of it is its first version.
+    pub fn forget(&mut self, seller: &SellerId, entity: EntityToken) {
+        let slot = self.slot(seller, entity);
+        self.known.remove(&slot);
+    }
+
     /// Where `row`, an entity's own (not a child's), stands. Changes nothing.
     pub fn standing(&mut self, row: &StateRecord) -> Standing {
         let slot = self.slot(row.seller(), row.entity());

@@ -39,7 +39,8 @@ async fn world(kafka: Kafka) -> World {
     let folder = tempfile::tempdir().unwrap();
     let db = KeyDb::open(&format!("sqlite://{}", folder.path().join("keys.db").display()), None).await.unwrap();
     let root = FileRoot::create(&folder.path().join("root.key")).unwrap();
-    let policy = Policy { after_delivery: Period::days(30), backup: Period::days(0), margin: Period::days(2) };
+    let policy =
+        Policy { after_delivery: Period::days(30), backup: Period::days(0), margin: Period::days(2), business: Period::Months(18) };
     let keyring = Arc::new(Keyring::new(db, Arc::new(root), Arc::new(SystemClock::default()), policy));
     let schemas = Arc::new(Schemas::open(Arc::new(BuiltIn), &kafka.settings().prefix).await.unwrap());
     World { kafka, schemas, keyring, _folder: folder }

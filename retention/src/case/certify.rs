@@ -7,10 +7,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sunder_schemas::certificate::{
     Actor, FORM, Instant, Iso, Ledgers, LogEvidence, LogMark, Policy, Sanitisation, Statement, Subjects, Times, digest, key_digest,
 };
+use sunder_schemas::class::Family;
 use sunder_schemas::ids::KeyId;
 use sunder_schemas::note::NoteSigner;
 use sunder_schemas::time::Period;
@@ -20,10 +21,10 @@ use super::CaseError;
 use super::machine::{self, BrokenHistory, Event, Step};
 use super::scope::Listed;
 use super::steps::subjects_digest;
-use super::store::extent_name;
+use super::store::Record;
 use super::verify::{Case, Verified};
 use crate::secretfile;
-use crate::store::Mark;
+use crate::store::{Extent, Mark};
 
 /// Longest signer file that is read, in bytes. Chosen: the line is about 150.
 const SIGNER_FILE_MAX: u64 = 4096;
@@ -123,8 +124,8 @@ pub(super) fn statement(
         case: record.id.clone(),
         seller: record.seller.clone(),
         reason: record.reason.as_str().to_owned(),
-        extent: extent_name(record.extent).to_owned(),
-        summary: summary(subjects.len(), with_keys, is_durable),
+        extent: extent(record),
+        summary: summary(record, subjects.len(), with_keys, is_durable),
         subjects: Subjects {
             count: count(subjects.len()),
             with_keys: count(with_keys),
@@ -163,6 +164,7 @@ pub(super) fn statement(
         scan: evidence.scan,
         recover: evidence.recover,
         residual: evidence.residual.clone(),
+        held: Vec::new(),
         policy: Policy { version: about.policy_version.clone(), sha256: digest(&about.policy) },
         ledgers: Some(ledgers),
         not_claimed: not_claimed(is_durable, evidence.keys_tried),
@@ -176,7 +178,28 @@ pub(super) fn keys_of(subjects: &[Listed]) -> Vec<KeyId> {
     keys
 }
 
-fn summary(subjects: usize, with_keys: usize, is_durable: bool) -> String {
+/// How much went, in one word; with its date and kind where that is what the case is about.
+fn extent(record: &Record) -> String {
+    match (record.extent, record.kind) {
+        (extent @ Extent::OlderThan(_), Some(kind)) => format!("{extent} ({kind})"),
+        (extent, _) => extent.to_string(),
+    }
+}
+
+/// What [`extent`] wrote: how much went, and what kind of business data.
+pub(super) fn read_extent(text: &str) -> (Extent, Option<Family>) {
+    let (extent, kind) = text.strip_suffix(')').and_then(|text| text.split_once(" (")).unwrap_or((text, ""));
+    let extent = serde_json::from_value(json!(extent)).unwrap_or(Extent::WithBusinessData);
+    (extent, kind.parse().ok())
+}
+
+fn summary(record: &Record, subjects: usize, with_keys: usize, is_durable: bool) -> String {
+    if let (Extent::OlderThan(cutoff), Some(kind)) = (record.extent, record.kind) {
+        return format!(
+            "{subjects} entities ({kind}): their business data from before {cutoff} was removed, with the keys of {with_keys}, and reading \
+             everything again found nothing of it."
+        );
+    }
     if with_keys == 0 {
         return format!("{subjects} subjects: nothing was held under a key of theirs; the ledger keeps it so.");
     }

@@ -16,18 +16,21 @@ use tokio::sync::watch;
 
 use super::CaseError;
 use super::certify::About;
+use super::held::Holds;
 use super::keys::Keys;
 use super::machine::{Event, LOOK_AGAIN, Progress, State, Step};
 use super::probe::{Moment, Probe};
 use super::restore;
-use super::scope::{self, EraseRequest, Listed, Plan, Reason, Scope};
+use super::scope::{self, EraseRequest, Goes, Listed, Plan, Reason, Scope};
 use super::store::{self, Record};
+use crate::hold;
+use crate::inventory::Copy;
 use crate::keydb::{KeyDb, Write, on};
 use crate::sellers;
-use crate::store::{EventLog, Extent, Forget, OutboxRecord, Prove};
+use crate::store::{EventLog, Extent, Forget, OutboxRecord, Prove, Subject};
 
 /// Fingerprints and tokens of one request at the most. Chosen: a list of that size is opened as several cases.
-const SUBJECTS_PER_REQUEST_MAX: usize = 100_000;
+pub(super) const SUBJECTS_PER_REQUEST_MAX: usize = 100_000;
 
 /// What an engine works with.
 pub struct Parts {
@@ -62,6 +65,10 @@ pub struct Engine {
     pub(super) rewritten: Mutex<i64>,
     /// Told of every point a case passes; none but in tests.
     pub(super) probe: Option<Arc<dyn Probe>>,
+    /// Keeps what the law wants kept; without it a case over held fields is blocked.
+    pub(super) holds: Option<Arc<dyn Holds>>,
+    /// Copies that somebody declared, for certificates.
+    pub(super) copies: Vec<Copy>,
 }
 
 /// How often a case that does not hold yet is read again: a scan reads every store, and the cleaner may take hours.
@@ -100,7 +107,29 @@ impl Engine {
     /// An engine over `parts`.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self { parts, paces: Mutex::default(), drains: Mutex::default(), rewritten: Mutex::new(0), probe: None }
+        Self {
+            parts,
+            paces: Mutex::default(),
+            drains: Mutex::default(),
+            rewritten: Mutex::new(0),
+            probe: None,
+            holds: None,
+            copies: Vec::new(),
+        }
+    }
+
+    /// The same engine with `holds`, which keeps held fields before their order's key goes.
+    #[must_use]
+    pub fn with_holds(mut self, holds: Arc<dyn Holds>) -> Self {
+        self.holds = Some(holds);
+        self
+    }
+
+    /// The same engine with `copies` that no scan reaches, named on certificates until they are past.
+    #[must_use]
+    pub fn with_copies(mut self, copies: Vec<Copy>) -> Self {
+        self.copies = copies;
+        self
     }
 
     /// The same engine with `probe` told of every point a case passes.
@@ -140,6 +169,10 @@ impl Engine {
     /// [`CaseError`]: no case was opened.
     pub async fn request(&self, request: &EraseRequest) -> Result<CaseId, CaseError> {
         let (name, subjects) = self.resolve(request).await?;
+        if request.reason == Reason::SellerOffboarding && !hold::active_of(&self.parts.db, &request.seller).await?.is_empty() {
+            // They are sealed under keys that this seller's own key wraps: they must have ended before it goes.
+            return Err(CaseError::Request("the seller has legal holds that have not ended; see `sunder hold list`"));
+        }
         let now = self.parts.clock.now();
         let mut record = self.new_record(&request.seller, request.reason, request.extent(), name, now)?;
         record.requested_by.clone_from(&request.requested_by);
@@ -158,10 +191,25 @@ impl Engine {
             let listed = if let Scope::Orders(orders) = &request.scope { orders.len() } else { 0 };
             return Ok(self.plan(request, listed, 0));
         }
+        let listed = self.listed(request).await?;
+        let live = scope::live_keys(&self.parts.db, &listed).await?;
+        let subjects: Vec<Subject> = listed.iter().map(|listed| listed.subject(&request.seller)).collect();
+        let mut plan = self.plan(request, subjects.len(), live);
+        for store in &self.parts.forget {
+            for (table, rows) in store.count(&subjects, request.extent()).await? {
+                plan.goes.push(Goes { store: store.name().to_owned(), table, rows });
+            }
+        }
+        Ok(plan)
+    }
+
+    /// The subjects that `request` comes to at this moment; nothing is written.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    pub async fn listed(&self, request: &EraseRequest) -> Result<Vec<Listed>, CaseError> {
         let (name, subjects) = self.resolve(request).await?;
-        let subjects = if name == "all" { scope::all_of(&self.parts.db, &request.seller, request.extent()).await? } else { subjects };
-        let live = scope::live_keys(&self.parts.db, &subjects).await?;
-        Ok(self.plan(request, subjects.len(), live))
+        if name == "all" { scope::all_of(&self.parts.db, &request.seller, request.extent()).await } else { Ok(subjects) }
     }
 
     fn plan(&self, request: &EraseRequest, subjects: usize, live: u64) -> Plan {
@@ -173,6 +221,7 @@ impl Engine {
             subjects: total,
             with_live_keys: live,
             without_keys: total.saturating_sub(live),
+            goes: Vec::new(),
             stores: self.parts.prove.iter().map(|store| store.name().to_owned()).collect(),
             due_at: self.due_at(request.reason, self.parts.clock.now()).to_iso(),
         }
@@ -181,6 +230,7 @@ impl Engine {
     async fn resolve(&self, request: &EraseRequest) -> Result<(&'static str, Vec<Listed>), CaseError> {
         match &request.scope {
             Scope::All => Ok(("all", Vec::new())),
+            Scope::Entities(tokens) => Ok(("listed", scope::by_token(&self.parts.db, &request.seller, tokens).await?)),
             Scope::Orders(orders) if orders.is_empty() => Err(CaseError::Request("no order is named")),
             Scope::Orders(orders) if orders.len() > SUBJECTS_PER_REQUEST_MAX => {
                 Err(CaseError::Request("too many orders in one request: 100000 at the most"))
@@ -220,6 +270,7 @@ impl Engine {
             seller: seller.clone(),
             reason,
             extent,
+            kind: None,
             scope: scope.to_owned(),
             requested_by: self.parts.about.operator.clone(),
             forced: false,

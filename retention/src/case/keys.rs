@@ -113,6 +113,9 @@ pub trait Keys: Send + Sync {
 
     /// How long a backup of the key database may live; zero where there is none.
     fn backups(&self) -> Period;
+
+    /// What happened before this instant may be kept no longer at `now`.
+    fn business_cutoff(&self, now: Timestamp) -> Timestamp;
 }
 
 /// Who does what a case does, in the audit log; who asked for it stands in the case.
@@ -275,5 +278,9 @@ impl Keys for RingKeys {
 
     fn backups(&self) -> Period {
         self.ring.policy().backup
+    }
+
+    fn business_cutoff(&self, now: Timestamp) -> Timestamp {
+        self.ring.policy().business_cutoff(now)
     }
 }

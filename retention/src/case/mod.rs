@@ -4,10 +4,12 @@
 //! writes the statement. Invariants: every step is an event that is persisted before the next begins; every action may be done twice;
 //! a case only ends with a [`Case`] in state [`Verified`], which nothing but a verification that held can make.
 
+mod aged;
 pub mod certify;
 mod certlog;
 mod control;
 mod engine;
+mod held;
 pub mod keys;
 pub mod machine;
 mod pass;
@@ -22,10 +24,11 @@ pub mod verify;
 pub use certify::{About, signer_from_file};
 pub use certlog::{Files, KnownLog, LogFault, VerifiedLog, certificate_files, log_files, log_head, verify_log};
 pub use engine::{Engine, Parts};
+pub use held::{Holds, RingHolds};
 pub use keys::{Keys, RingKeys};
 pub use machine::{Progress, State};
 pub use probe::{Moment, Point, Probe};
-pub use scope::{EraseRequest, Listed, Plan, Reason, Scope};
+pub use scope::{EraseRequest, Goes, Listed, Plan, Reason, Scope};
 pub use store::{Record, Shown, ShownEvent, has_open_roll, list, show};
 pub use verify::{Case, Verified, VerifyReport};
 

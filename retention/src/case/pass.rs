@@ -238,13 +238,15 @@ impl Engine {
 
     async fn search(&self, ask: &Ask<'_>) -> Result<Search, CaseError> {
         let record = ask.record;
-        let (listed, _) = self.subjects(record).await?;
+        let (listed, subjects) = self.subjects(record).await?;
         let control = control::control(&self.parts.db, &*self.parts.keys, &record.id, &record.seller).await?;
         let needles = Needles {
             keys: listed.iter().flat_map(|subject| subject.keys.iter().copied()).collect(),
             controls: vec![control.key],
             bytes: self.parts.keys.wrapped_needles(&record.seller, &listed).await?,
             barrier: ask.barrier.to_vec(),
+            gone: if record.extent.takes_rows() { subjects } else { Vec::new() },
+            older_than: record.extent.older_than(),
         };
         Ok(Search { listed, control, needles })
     }

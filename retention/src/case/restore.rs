@@ -17,9 +17,9 @@ use sunder_schemas::tlog;
 
 use super::engine::request_digest;
 use super::machine::{Event, State, Step};
-use super::scope::{Listed, Reason};
+use super::scope::{self, Listed, Reason};
 use super::store::{self, Record};
-use super::{CaseError, certlog};
+use super::{CaseError, certify, certlog};
 use crate::keydb::{DbError, KeyDb, Write, blob, on};
 use crate::store::Extent;
 
@@ -125,11 +125,13 @@ async fn certified(tx: &mut Write, statement: &Statement, certificate: &Mirrored
     let failed = on("take over a certificate");
     let times = &statement.times;
     let case = &statement.case;
+    let (extent, kind) = certify::read_extent(&statement.extent);
     let record = Record {
         id: case.clone(),
         seller: statement.seller.clone(),
         reason: Reason::parse(&statement.reason).ok_or_else(|| DbError::fixed("take over a certificate", "unknown_reason"))?,
-        extent: if statement.extent == store::extent_name(Extent::Personal) { Extent::Personal } else { Extent::WithBusinessData },
+        extent,
+        kind,
         scope: "listed".to_owned(),
         requested_by: statement.actors.iter().find(|actor| actor.role == "requested").map_or_else(String::new, |actor| actor.name.clone()),
         forced: false,
@@ -210,6 +212,12 @@ pub async fn requests(
         let listed = request.subjects.iter().chain(further.get(&request.case).into_iter().flatten());
         let mut subjects: Vec<Listed> =
             listed.map(|(fingerprint, token)| Listed { fingerprint: *fingerprint, token: *token, keys: Vec::new() }).collect();
+        if request.scope == scope::AGED {
+            // Age is found by looking, not remembered: the next sweep looks again, whenever the last one was.
+            sqlx::query("DELETE FROM business_sweep").execute(&mut *tx).await.map_err(&failed)?;
+            tx.commit().await.map_err(&failed)?;
+            continue;
+        }
         let mut scope = if request.scope.is_empty() { "listed" } else { request.scope.as_str() };
         if scope == "due" {
             // What it had destroyed is no longer due; what it had not is opened anew by the next sweep.
@@ -224,6 +232,7 @@ pub async fn requests(
             seller: request.seller.clone(),
             reason: request.reason,
             extent: request.extent,
+            kind: None,
             scope: scope.to_owned(),
             requested_by: request.requested_by.clone(),
             forced: request.forced,

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
 use sqlx::{AssertSqlSafe, Row};
@@ -68,6 +69,8 @@ impl Reason {
 pub enum Scope {
     /// These orders, known or not.
     Orders(Vec<OrderId>),
+    /// Orders that are known by their pseudonyms alone: those that a search found.
+    Entities(Vec<EntityToken>),
     /// Everything of the seller.
     All,
 }
@@ -116,10 +119,23 @@ pub struct Plan {
     pub with_live_keys: u64,
     /// Of these, how many are unknown or erased already: the ledger row is written all the same.
     pub without_keys: u64,
+    /// What would be deleted where.
+    pub goes: Vec<Goes>,
     /// The stores that would be cleaned and read again.
     pub stores: Vec<String>,
     /// When the case would be due, by the policy clock.
     pub due_at: String,
+}
+
+/// Rows of a request's subjects in one place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Goes {
+    /// The store.
+    pub store: String,
+    /// The table.
+    pub table: String,
+    /// How many rows.
+    pub rows: u64,
 }
 
 /// One subject as the case keeps it.
@@ -141,14 +157,61 @@ impl Listed {
     }
 }
 
+/// Name of the scope of a case over business data that is older than it may be kept: its entities are listed when it is opened.
+pub(super) const AGED: &str = "aged";
+
+/// The entities of `tokens` as a case lists them: those of the ledger with fingerprint and key, others (an inventory level for one, or an
+/// order that the ledger does not know) under a fingerprint made of their token.
+pub(super) async fn by_token(db: &KeyDb, seller: &SellerId, tokens: &[EntityToken]) -> Result<Vec<Listed>, CaseError> {
+    let mut known: HashMap<EntityToken, Listed> = HashMap::new();
+    for chunk in tokens.chunks(ROWS_PER_STATEMENT) {
+        let mut sql = "SELECT fingerprint, token, key_id FROM subject WHERE seller = $1 AND token IN ".to_owned();
+        push_tuples(&mut sql, 1, chunk.len(), 2);
+        // Only placeholders were added to the fixed text.
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(seller.as_str().to_owned());
+        for token in chunk {
+            query = query.bind(token.0.to_vec());
+        }
+        for row in query.fetch_all(db.pool()).await.map_err(on("read subjects"))? {
+            let subject = listed(&row)?;
+            known.insert(subject.token, subject);
+        }
+    }
+    let listed = tokens.iter().map(|token| {
+        let unknown = || Listed { fingerprint: entity_fingerprint(seller, *token), token: *token, keys: Vec::new() };
+        known.remove(token).unwrap_or_else(unknown)
+    });
+    let mut listed: Vec<Listed> = listed.collect();
+    listed.sort();
+    Ok(listed)
+}
+
+/// Those of `subjects` that the ledger knows.
+pub(super) async fn in_ledger(db: &KeyDb, subjects: &[Listed]) -> Result<Vec<Listed>, CaseError> {
+    let known = rows_of(db, subjects).await?;
+    Ok(subjects.iter().filter(|subject| known.contains_key(&subject.fingerprint)).cloned().collect())
+}
+
+/// Stands in the ledger for an entity that is no data subject: made of its token, since nobody knows what the token was made of.
+pub(super) fn entity_fingerprint(seller: &SellerId, token: EntityToken) -> Fingerprint {
+    let mut context = Context::new(&SHA256);
+    for part in [b"sunder entity 1".as_slice(), seller.as_str().as_bytes(), &token.0] {
+        context.update(part);
+        context.update(&[0]);
+    }
+    let mut fingerprint = Fingerprint([0; 32]);
+    fingerprint.0.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+    fingerprint
+}
+
 /// Every subject of `seller` of which something within `extent` is left: one that is erased already still has its business data.
 pub(super) async fn all_of(db: &KeyDb, seller: &SellerId, extent: Extent) -> Result<Vec<Listed>, CaseError> {
     let rows = sqlx::query(
         "SELECT fingerprint, token, key_id FROM subject WHERE seller = $1 AND token IS NOT NULL \
-         AND (state <> 'destroyed' OR ($2 = 1 AND withheld_epoch IS NULL)) ORDER BY fingerprint",
+         AND COALESCE(rule, '') <> 'hold' AND (state <> 'destroyed' OR ($2 = 1 AND withheld_epoch IS NULL)) ORDER BY fingerprint",
     )
     .bind(seller.as_str().to_owned())
-    .bind(i64::from(extent == Extent::WithBusinessData))
+    .bind(i64::from(extent.takes_rows()))
     .fetch_all(db.pool())
     .await
     .map_err(on("list a seller's subjects"))?;

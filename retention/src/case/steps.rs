@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 use sunder_schemas::certificate::{Iso, Remains};
-use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, SellerId};
+use sunder_schemas::ids::CaseId;
 use sunder_schemas::time::Period;
 
 use super::engine::{Did, Engine};
@@ -20,7 +20,7 @@ use super::{CaseError, certify, certlog, control};
 use crate::keydb::on;
 use crate::keyfiles;
 use crate::lease;
-use crate::store::{Mark, Subject};
+use crate::store::{Extent, Mark, Subject};
 
 /// How often what is found above its tombstone is tombstoned again before a person must look. Chosen: each round is a full scan; a
 /// record in flight can be late once, not many times.
@@ -118,7 +118,14 @@ impl Engine {
 
     async fn destroy_keys(&self, record: &Record, events: &[Event]) -> Result<Did, CaseError> {
         // Keys minted since the scope was taken belong to it as well: the list may grow until the ledger row exists, never shrink.
-        let listed = store::subjects(&self.parts.db, &record.id).await?;
+        let mut listed = store::subjects(&self.parts.db, &record.id).await?;
+        if matches!(record.extent, Extent::OlderThan(_)) {
+            // Age alone keeps the others out, and what is younger may come again: the ledger has no word on them.
+            listed = scope::in_ledger(&self.parts.db, &listed).await?;
+        }
+        if let Some(waits) = self.keep_held(record, &listed).await? {
+            return Ok(waits);
+        }
         let mut tx = self.parts.db.begin_write().await?;
         let epoch = self.parts.keys.destroy(&mut tx, record, &listed, self.parts.clock.now()).await?;
         if record.is_offboarding() {
@@ -137,7 +144,7 @@ impl Engine {
         let known: HashSet<_> = listed.iter().map(|subject| subject.token).collect();
         let entities = self.parts.log.entities(&record.seller).await?;
         let unknown = entities.into_iter().filter(|token| !known.contains(token));
-        Ok(unknown.map(|token| Listed { fingerprint: fingerprint_of(&record.seller, token), token, keys: Vec::new() }).collect())
+        Ok(unknown.map(|token| Listed { fingerprint: scope::entity_fingerprint(&record.seller, token), token, keys: Vec::new() }).collect())
     }
 
     /// The splitter is past raw's end. What it still wrote of a seller that leaves joins the list, now that nothing more can come.
@@ -387,9 +394,14 @@ impl Engine {
         let case = Case::verified(record.clone(), evidence);
         let certified = self.event(events, Step::Certified, Value::Null);
         let is_durable = self.parts.log.is_durable();
+        let held = self.held_of(record, &listed).await?;
         let mut tx = self.parts.db.begin_write().await?;
         let ledgers = certlog::ledgers(&mut tx).await?;
-        let statement = certify::statement(&case, events, &certified, &listed, &self.parts.about, ledgers, is_durable)?;
+        let mut statement = certify::statement(&case, events, &certified, &listed, &self.parts.about, ledgers, is_durable)?;
+        statement.held = held;
+        let destroyed = record.keys_destroyed_at.unwrap_or(record.opened_at);
+        statement.residual.extend(self.copies.iter().map(|copy| copy.remains(destroyed)));
+        statement.residual.sort();
         let issued = certlog::issue(&mut tx, &case, &statement, &self.parts.signer).await?;
         self.append(&mut tx, record, &Event { evidence: issued.evidence(), ..certified }).await?;
         super::engine::enqueue(&mut tx, "privacy.certificates", record.id.as_str(), &issued.mirror()).await?;
@@ -404,18 +416,6 @@ impl Engine {
         }
         Ok(Did::Written)
     }
-}
-
-/// Stands in the ledger for an entity that is no data subject: made of its token, since nobody knows what the token was made of.
-fn fingerprint_of(seller: &SellerId, token: EntityToken) -> Fingerprint {
-    let mut context = Context::new(&SHA256);
-    for part in [b"sunder entity 1".as_slice(), seller.as_str().as_bytes(), &token.0] {
-        context.update(part);
-        context.update(&[0]);
-    }
-    let mut fingerprint = Fingerprint([0; 32]);
-    fingerprint.0.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
-    fingerprint
 }
 
 /// SHA-256 over the sorted subjects, as the certificate's form says.

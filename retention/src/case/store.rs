@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sqlx::Row;
 use sqlx::any::AnyRow;
+use sunder_schemas::class::Family;
 use sunder_schemas::ids::{CaseId, SellerId};
 use sunder_schemas::time::Timestamp;
 
@@ -27,7 +28,9 @@ pub struct Record {
     pub reason: Reason,
     /// How much of a subject goes.
     pub extent: Extent,
-    /// `listed`, `all` or `due`.
+    /// What kind of business data goes, in a case over what is too old to be kept.
+    pub kind: Option<Family>,
+    /// `listed`, `all`, `due` or `aged`.
     pub scope: String,
     /// Who asked.
     pub requested_by: String,
@@ -68,6 +71,12 @@ pub struct Shown {
     pub subjects: u64,
     /// How much of a subject goes.
     pub extent: Extent,
+    /// What kind of business data goes, where that alone is what the case is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Family>,
+    /// What happened before goes: ISO 8601, policy clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub older_than: Option<String>,
     /// ISO 8601, policy clock.
     pub opened_at: String,
     /// ISO 8601, policy clock.
@@ -124,6 +133,8 @@ impl Record {
             seller: self.seller.clone(),
             subjects: self.subjects,
             extent: self.extent,
+            kind: self.kind,
+            older_than: iso(self.extent.older_than()),
             opened_at: self.opened_at.to_iso(),
             due_at: self.due_at.to_iso(),
             keys_destroyed_at: iso(self.keys_destroyed_at),
@@ -145,23 +156,16 @@ impl Record {
     }
 }
 
-pub(super) const fn extent_name(extent: Extent) -> &'static str {
-    match extent {
-        Extent::Personal => "personal",
-        Extent::WithBusinessData => "with_business_data",
-    }
-}
-
 /// Writes a new case; `false` where the same request is open already.
 pub(super) async fn insert(tx: &mut Write, record: &Record, digest: &str) -> Result<bool, CaseError> {
     let done = sqlx::query(
-        "INSERT INTO erasure_case (case_id, seller, reason, extent, scope, request_digest, requested_by, forced, opened_at, due_at, state, subjects) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0) ON CONFLICT DO NOTHING",
+        "INSERT INTO erasure_case (case_id, seller, reason, extent, scope, request_digest, requested_by, forced, opened_at, due_at, state, subjects, kind, older_than) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13) ON CONFLICT DO NOTHING",
     )
     .bind(record.id.as_str().to_owned())
     .bind(record.seller.as_str().to_owned())
     .bind(record.reason.as_str())
-    .bind(extent_name(record.extent))
+    .bind(record.extent.as_str())
     .bind(record.scope.clone())
     .bind(digest.to_owned())
     .bind(record.requested_by.clone())
@@ -169,6 +173,8 @@ pub(super) async fn insert(tx: &mut Write, record: &Record, digest: &str) -> Res
     .bind(record.opened_at.0)
     .bind(record.due_at.0)
     .bind(record.state.as_str())
+    .bind(record.kind.map(Family::as_str))
+    .bind(record.extent.older_than().map(|at| at.0))
     .execute(&mut **tx)
     .await
     .map_err(on("open a case"))?;
@@ -356,7 +362,7 @@ pub(super) async fn records(db: &KeyDb, which: Which<'_>) -> Result<Vec<Record>,
     };
     let rows = sqlx::query(
         "SELECT case_id, seller, reason, extent, scope, requested_by, forced, opened_at, due_at, state, subjects, blocked_by, \
-         keys_destroyed_at, verified_at, certified_at, is_blocked FROM erasure_case WHERE case_id = $1 OR $2 = 1 ORDER BY opened_at, case_id",
+         keys_destroyed_at, verified_at, certified_at, is_blocked, kind, older_than FROM erasure_case WHERE case_id = $1 OR $2 = 1 ORDER BY opened_at, case_id",
     )
     .bind(id)
     .bind(i64::from(matches!(which, Which::All)))
@@ -411,6 +417,7 @@ fn record(row: &AnyRow) -> Result<Record, CaseError> {
     };
     let state = text(9)?;
     let subjects: i64 = row.try_get(10).map_err(&failed)?;
+    let kind: Option<String> = row.try_get(16).map_err(&failed)?;
     Ok(Record {
         id: case_id(row, 0)?,
         seller: SellerId::parse(&text(1)?).map_err(|_| broken("bad_seller"))?,
@@ -418,8 +425,10 @@ fn record(row: &AnyRow) -> Result<Record, CaseError> {
         extent: match text(3)?.as_str() {
             "personal" => Extent::Personal,
             "with_business_data" => Extent::WithBusinessData,
+            "older_than" => Extent::OlderThan(at(17)?.ok_or_else(|| broken("no_time"))?),
             _ => return Err(broken("unknown_extent").into()),
         },
+        kind: kind.map(|kind| kind.parse().map_err(|_| broken("unknown_kind"))).transpose()?,
         scope: text(4)?,
         requested_by: text(5)?,
         forced: row.try_get::<i64, _>(6).map_err(&failed)? != 0,

@@ -1,4 +1,4 @@
-//! The sweep: everything whose deadline has come, as one case a seller.
+//! The sweep: everything whose deadline has come, as one case a seller; and business data that is too old (`aged`).
 
 use sqlx::Row;
 use sunder_schemas::ids::CaseId;
@@ -10,8 +10,8 @@ use crate::keydb::on;
 use crate::store::Extent;
 
 impl Engine {
-    /// Opens one expiry case for each seller with subjects due at `now` by the policy clock, and returns them. A seller whose last expiry
-    /// case has not destroyed its keys yet is left for the next sweep: its subjects are in that case.
+    /// Opens one expiry case for each seller with subjects due at `now` by the policy clock, and those for business data that is too
+    /// old, and returns them. A seller whose last expiry case has not destroyed its keys yet is left for the next sweep: its subjects are in that case.
     ///
     /// # Errors
     /// [`CaseError`]: cases opened before it stay open.
@@ -20,7 +20,7 @@ impl Engine {
         let mut cases = Vec::new();
         for seller in self.parts.keys.due(now).await? {
             let row = sqlx::query(
-                "SELECT COUNT(*) FROM erasure_case WHERE seller = $1 AND reason = 'expiry' AND state IN ('requested', 'scoped')",
+                "SELECT COUNT(*) FROM erasure_case WHERE seller = $1 AND reason = 'expiry' AND scope = 'due' AND state IN ('requested', 'scoped')",
             )
             .bind(seller.as_str().to_owned())
             .fetch_one(self.parts.db.pool())
@@ -33,6 +33,12 @@ impl Engine {
             // Two sweeps of the same instant are one; later ones are cases of their own, since the first may wait for hours.
             let digest = request_digest(&record, &[], Some(&now.to_iso()));
             cases.push(self.open(record, &[], &digest).await?);
+        }
+        match self.sweep_business(now).await {
+            Ok(aged) => cases.extend(aged),
+            // A store that cannot be read must not keep keys from being destroyed; the next sweep tries again.
+            Err(CaseError::Store(error)) => tracing::warn!(%error, "business data could not be swept; trying again"),
+            Err(error) => return Err(error),
         }
         Ok(cases)
     }

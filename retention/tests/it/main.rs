@@ -9,6 +9,7 @@
 
 mod cases;
 mod files;
+mod hold;
 mod keys;
 mod lease;
 mod logs;

@@ -15,7 +15,8 @@ use sunder_schemas::note::NoteSigner;
 use sunder_schemas::time::{ManualClock, Period, Timestamp};
 
 /// A policy without backup and margin.
-pub(crate) const PLAIN: Policy = Policy { after_delivery: Period::days(30), backup: Period::Millis(0), margin: Period::Millis(0) };
+pub(crate) const PLAIN: Policy =
+    Policy { after_delivery: Period::days(30), backup: Period::Millis(0), margin: Period::Millis(0), business: Period::Months(18) };
 
 pub(crate) fn seller() -> SellerId {
     SellerId::parse("A1SELLER").unwrap()

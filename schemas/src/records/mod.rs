@@ -35,6 +35,7 @@ use crate::class::Kind;
 use crate::envelope::Attribution;
 use crate::ids::{EntityToken, SellerId};
 use crate::key;
+use crate::time::Timestamp;
 use codec::Reader;
 
 /// A type with an Avro schema and a table's columns.
@@ -213,6 +214,17 @@ impl StateRecord {
         each_row!(self, row => row.source_version)
     }
 
+    /// The instant its age counts from: an order's creation; of an inventory level, which is a reading, when it was last seen. `None`
+    /// for a child, which goes with its order.
+    #[must_use]
+    pub fn event_time(&self) -> Option<Timestamp> {
+        match self {
+            Self::Order(row) => Some(row.created_at),
+            Self::InventoryLevel(row) => Some(row.attribution.collected_at),
+            Self::OrderItem(_) | Self::Package(_) => None,
+        }
+    }
+
     /// Its key on `state.<kind>`.
     #[must_use]
     pub fn key(&self) -> String {
@@ -254,6 +266,20 @@ impl StateRecord {
     pub fn extend_to_event(poller: &str, classification: &str, out: &mut Vec<u8>) {
         codec::put_bytes(poller.as_bytes(), out);
         codec::put_bytes(classification.as_bytes(), out);
+    }
+
+    /// Reads the row out of the Avro body of a record of `events.<kind>`: the two fields behind it are left unread.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn decode_event(kind: Kind, body: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(body);
+        Ok(match kind {
+            Kind::Orders => Self::Order(OrderRow::take(&mut reader)?),
+            Kind::OrderItems => Self::OrderItem(OrderItemRow::take(&mut reader)?),
+            Kind::Packages => Self::Package(PackageRow::take(&mut reader)?),
+            Kind::InventoryLevels => Self::InventoryLevel(InventoryLevelRow::take(&mut reader)?),
+        })
     }
 
     /// Reads the Avro body of a record of `state.<kind>`, of this crate's version of the schema.

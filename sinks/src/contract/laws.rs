@@ -295,6 +295,7 @@ async fn files_that_the_server_does_not_show_are_named_as_residual() {
         format!("GRANT ALL ON DATABASE {database} TO {role}"),
         format!("GRANT ALL ON SCHEMA public TO {role}"),
         format!("ALTER TABLE sealed_block OWNER TO {role}"),
+        format!("ALTER TABLE held_block OWNER TO {role}"),
         format!("ALTER TABLE sink_offset OWNER TO {role}"),
     ] {
         sqlx::query(AssertSqlSafe(sql)).execute(&bench.sql).await.unwrap();

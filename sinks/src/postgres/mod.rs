@@ -11,9 +11,12 @@ use async_trait::async_trait;
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, PgPool, Postgres as Db, Row as _, Transaction};
+use sunder_retention::inventory::POSTGRES_OBJECTS;
 use sunder_retention::store::{Control, Subject};
+use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::{EntityToken, Offset, Partition, SellerId};
 use sunder_schemas::records::PiiRecord;
+use sunder_schemas::time::Timestamp;
 
 use crate::SinkError;
 use crate::cells::{Cells, HexToken, Values};
@@ -174,20 +177,43 @@ impl Postgres {
         Err(SinkError::Moved { topic: source.topic.clone(), partition: source.partition, expected, stored: stored.map(Offset) })
     }
 
-    async fn delete_all_of(&self, subjects: &[Subject]) -> Result<u64, sqlx::Error> {
+    async fn delete_all_of(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<u64, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         let mut deleted = 0;
         for table in &self.tables {
-            let sql: Arc<str> = table.delete_unnest_sql(2).into();
+            let sql: Arc<str> = table.entities_sql("DELETE", Dialect::Postgres, 0, older_than.is_some()).into();
             for chunk in subjects.chunks(STATEMENT_ROWS_MAX) {
-                let sellers: Vec<&str> = chunk.iter().map(|subject| subject.seller.as_str()).collect();
-                let entities: Vec<HexToken> = chunk.iter().map(|subject| HexToken::new(subject.token)).collect();
-                let query = sqlx::query(AssertSqlSafe(Arc::clone(&sql))).bind(sellers).bind(entities);
-                deleted += query.execute(&mut *tx).await?.rows_affected();
+                let query = of_entities(sqlx::query(AssertSqlSafe(Arc::clone(&sql))), chunk);
+                deleted += bind_age(query, table, older_than).execute(&mut *tx).await?.rows_affected();
             }
         }
         tx.commit().await?;
         Ok(deleted)
+    }
+
+    async fn count_all_of(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<Vec<(&'static str, u64)>, sqlx::Error> {
+        let mut counts = Vec::with_capacity(self.tables.len());
+        for table in &self.tables {
+            let sql: Arc<str> = table.entities_sql("SELECT count(*)", Dialect::Postgres, 0, older_than.is_some()).into();
+            let mut count = 0;
+            for chunk in subjects.chunks(STATEMENT_ROWS_MAX) {
+                let query = of_entities(sqlx::query(AssertSqlSafe(Arc::clone(&sql))), chunk);
+                let row = bind_age(query, table, older_than).fetch_one(&self.pool).await?;
+                count += row.try_get::<i64, _>(0)?.unsigned_abs();
+            }
+            counts.push((table.name, count));
+        }
+        Ok(counts)
+    }
+
+    async fn aged_rows(&self, cutoff: Timestamp) -> Result<Vec<(usize, String, String)>, sqlx::Error> {
+        let mut aged = Vec::new();
+        for (index, table) in self.tables.iter().enumerate() {
+            let Some(sql) = table.aged_sql(Dialect::Postgres) else { continue };
+            let rows: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(sql)).bind(cutoff.0).fetch_all(&self.pool).await?;
+            aged.extend(rows.into_iter().map(|(seller, token)| (index, seller, token)));
+        }
+        Ok(aged)
     }
 
     async fn drop_other_incarnations(&self, sink: &str, table: &Table, topic: &str, incarnation: &str) -> Result<u64, sqlx::Error> {
@@ -215,6 +241,21 @@ impl Postgres {
 }
 
 type Query<'q> = sqlx::query::Query<'q, Db, PgArguments>;
+
+/// Binds sellers and tokens of `subjects` as arrays.
+fn of_entities<'q>(query: Query<'q>, subjects: &[Subject]) -> Query<'q> {
+    let sellers: Vec<&str> = subjects.iter().map(|subject| subject.seller.as_str()).collect();
+    let entities: Vec<HexToken> = subjects.iter().map(|subject| HexToken::new(subject.token)).collect();
+    query.bind(sellers).bind(entities)
+}
+
+/// Binds the instant where the statement of `table` has a place for it.
+fn bind_age<'q>(query: Query<'q>, table: &Table, older_than: Option<Timestamp>) -> Query<'q> {
+    match older_than {
+        Some(cutoff) if table.binds_age(true) => query.bind(cutoff.0),
+        _ => query,
+    }
+}
 
 /// Binds rows `from..to` of a column as one array; the driver encodes it at once, so values are borrowed.
 fn bind<'q>(query: Query<'q>, values: &Values<'_>, from: usize, to: usize) -> Query<'q> {
@@ -275,12 +316,20 @@ impl Backend for Postgres {
         self.drop_other_incarnations(sink, table, topic, incarnation).await.map_err(self.fail("rebuild a topic's rows"))
     }
 
-    async fn delete_subjects(&self, subjects: &[Subject]) -> Result<u64, SinkError> {
-        self.delete_all_of(subjects).await.map_err(self.fail("delete subjects"))
+    async fn delete_subjects(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<u64, SinkError> {
+        self.delete_all_of(subjects, older_than).await.map_err(self.fail("delete subjects"))
+    }
+
+    async fn count_subjects(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<Vec<(&'static str, u64)>, SinkError> {
+        self.count_all_of(subjects, older_than).await.map_err(self.fail("count the rows of subjects"))
+    }
+
+    async fn aged(&self, cutoff: Timestamp) -> Result<Vec<(usize, String, String)>, SinkError> {
+        self.aged_rows(cutoff).await.map_err(self.fail("look for old rows"))
     }
 
     async fn purge(&self) -> Result<(), SinkError> {
-        self.on_each_table("VACUUM").await.map_err(self.fail("vacuum"))
+        self.on_each_table("VACUUM (ANALYZE)").await.map_err(self.fail("vacuum"))
     }
 
     async fn rewrite(&self) -> Result<(), SinkError> {
@@ -356,7 +405,21 @@ impl Backend for Postgres {
         self.rows_found(lookup).await
     }
 
-    async fn sealed(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {
-        self.sealed_rows(seller, entity).await
+    async fn page(
+        &self,
+        seller: &SellerId,
+        group: FieldGroup,
+        after: Option<EntityToken>,
+        limit: usize,
+    ) -> Result<Vec<PiiRecord>, SinkError> {
+        self.sealed_page(seller, group, after, limit).await
+    }
+
+    async fn objects(&self) -> Result<Vec<(String, String)>, SinkError> {
+        sqlx::query_as(POSTGRES_OBJECTS).fetch_all(&self.pool).await.map_err(self.fail("list what the database holds"))
+    }
+
+    async fn sealed(&self, table: usize, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {
+        self.sealed_rows(table, seller, entity).await
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::TryStreamExt as _;
 use sqlx::{AssertSqlSafe, Row as _};
 use sunder_retention::store::Place;
+use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::{EntityToken, SellerId};
 use sunder_schemas::records::PiiRecord;
 
@@ -14,7 +15,7 @@ use crate::find::{Finder, block_around};
 use crate::lookup::{Lookup, RowText};
 use crate::options::Dialect;
 use crate::store::{FOUND_BYTES_MAX, Reading};
-use crate::vault::{SEALED_SQL_POSTGRES, Sealed};
+use crate::vault::{PAGE_SQL_POSTGRES, SEALED_SQL_POSTGRES, Sealed};
 
 /// Bytes of a file that are read at once (chosen).
 const PIECE_BYTES: i64 = 4 << 20;
@@ -139,8 +140,28 @@ impl Postgres {
         rows.iter().map(texts).collect::<Result<_, _>>().map_err(self.fail("look a row up"))
     }
 
-    pub(super) async fn sealed_rows(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {
-        let rows: Vec<Sealed> = sqlx::query_as(SEALED_SQL_POSTGRES)
+    pub(super) async fn sealed_page(
+        &self,
+        seller: &SellerId,
+        group: FieldGroup,
+        after: Option<EntityToken>,
+        limit: usize,
+    ) -> Result<Vec<PiiRecord>, SinkError> {
+        let rows: Vec<Sealed> = sqlx::query_as(PAGE_SQL_POSTGRES)
+            .bind(seller.as_str())
+            .bind(group.as_str())
+            // Tokens are hex of one length; the empty text comes before all of them.
+            .bind(after.map(|token| token.to_hex()).unwrap_or_default())
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(self.fail("read sealed blocks"))?;
+        rows.into_iter().map(Sealed::into_record).collect::<Result<_, _>>().map_err(self.fail("read sealed blocks"))
+    }
+
+    pub(super) async fn sealed_rows(&self, table: usize, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {
+        let Some(sql) = SEALED_SQL_POSTGRES.get(table) else { return Ok(Vec::new()) };
+        let rows: Vec<Sealed> = sqlx::query_as(*sql)
             .bind(seller.as_str())
             .bind(entity.to_hex())
             .fetch_all(&self.pool)

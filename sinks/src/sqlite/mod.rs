@@ -12,9 +12,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row as _, Sqlite as Db, SqlitePool, Transaction};
+use sunder_retention::inventory::SQLITE_OBJECTS;
 use sunder_retention::store::{Control, Subject};
+use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::{EntityToken, Offset, Partition, SellerId};
 use sunder_schemas::records::PiiRecord;
+use sunder_schemas::time::Timestamp;
 
 use crate::SinkError;
 use crate::cells::{Cells, Values};
@@ -175,25 +178,39 @@ impl Sqlite {
         Err(SinkError::Moved { topic: source.topic.clone(), partition: source.partition, expected, stored: stored.map(Offset) })
     }
 
-    async fn delete_all_of(&self, subjects: &[Subject]) -> Result<u64, sqlx::Error> {
+    async fn delete_all_of(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<u64, sqlx::Error> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let mut deleted = 0;
         for table in &self.tables {
-            let mut rest = subjects;
-            for rows in CHUNKS {
-                let sql: Arc<str> = table.delete_values_sql(2, rows).into();
-                while let Some((chunk, more)) = rest.split_at_checked(rows) {
-                    let mut query = sqlx::query(AssertSqlSafe(Arc::clone(&sql)));
-                    for subject in chunk {
-                        query = query.bind(subject.seller.as_str().to_owned()).bind(subject.token.to_hex());
-                    }
-                    deleted += query.execute(&mut *tx).await?.rows_affected();
-                    rest = more;
-                }
+            for (sql, chunk) in statements(table, "DELETE", subjects, older_than.is_some()) {
+                deleted += of_entities(sqlx::query(AssertSqlSafe(sql)), table, chunk, older_than).execute(&mut *tx).await?.rows_affected();
             }
         }
         tx.commit().await?;
         Ok(deleted)
+    }
+
+    async fn count_all_of(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<Vec<(&'static str, u64)>, sqlx::Error> {
+        let mut counts = Vec::with_capacity(self.tables.len());
+        for table in &self.tables {
+            let mut count = 0;
+            for (sql, chunk) in statements(table, "SELECT count(*)", subjects, older_than.is_some()) {
+                let row = of_entities(sqlx::query(AssertSqlSafe(sql)), table, chunk, older_than).fetch_one(&self.pool).await?;
+                count += row.try_get::<i64, _>(0)?.unsigned_abs();
+            }
+            counts.push((table.name, count));
+        }
+        Ok(counts)
+    }
+
+    async fn aged_rows(&self, cutoff: Timestamp) -> Result<Vec<(usize, String, String)>, sqlx::Error> {
+        let mut aged = Vec::new();
+        for (index, table) in self.tables.iter().enumerate() {
+            let Some(sql) = table.aged_sql(Dialect::Sqlite) else { continue };
+            let rows: Vec<(String, String)> = sqlx::query_as(AssertSqlSafe(sql)).bind(cutoff.to_iso()).fetch_all(&self.pool).await?;
+            aged.extend(rows.into_iter().map(|(seller, token)| (index, seller, token)));
+        }
+        Ok(aged)
     }
 
     async fn drop_other_incarnations(&self, sink: &str, table: &Table, topic: &str, incarnation: &str) -> Result<u64, sqlx::Error> {
@@ -214,6 +231,29 @@ impl Sqlite {
 }
 
 type Query<'q> = sqlx::query::Query<'q, Db, SqliteArguments>;
+
+/// Statements over the entities of `subjects`, few at a time, since each is an argument.
+fn statements<'s>(table: &Table, verb: &str, subjects: &'s [Subject], by_age: bool) -> Vec<(Arc<str>, &'s [Subject])> {
+    let mut all = Vec::new();
+    let mut rest = subjects;
+    for rows in CHUNKS {
+        let sql: Arc<str> = table.entities_sql(verb, Dialect::Sqlite, rows, by_age).into();
+        while let Some((chunk, more)) = rest.split_at_checked(rows) {
+            all.push((Arc::clone(&sql), chunk));
+            rest = more;
+        }
+    }
+    all
+}
+
+/// Binds sellers and tokens of `subjects`, and the instant where the statement of `table` has a place for it.
+fn of_entities<'q>(query: Query<'q>, table: &Table, subjects: &[Subject], older_than: Option<Timestamp>) -> Query<'q> {
+    let query = subjects.iter().fold(query, |query, subject| query.bind(subject.seller.as_str().to_owned()).bind(subject.token.to_hex()));
+    match older_than {
+        Some(cutoff) if table.binds_age(true) => query.bind(cutoff.to_iso()),
+        _ => query,
+    }
+}
 
 /// Binds one cell. The driver runs statements on a thread of its own, so borrowed values are copied.
 fn bind<'q>(query: Query<'q>, values: &Values<'_>, row: usize) -> Query<'q> {
@@ -267,8 +307,16 @@ impl Backend for Sqlite {
         self.drop_other_incarnations(sink, table, topic, incarnation).await.map_err(self.fail("rebuild a topic's rows"))
     }
 
-    async fn delete_subjects(&self, subjects: &[Subject]) -> Result<u64, SinkError> {
-        self.delete_all_of(subjects).await.map_err(self.fail("delete subjects"))
+    async fn delete_subjects(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<u64, SinkError> {
+        self.delete_all_of(subjects, older_than).await.map_err(self.fail("delete subjects"))
+    }
+
+    async fn count_subjects(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<Vec<(&'static str, u64)>, SinkError> {
+        self.count_all_of(subjects, older_than).await.map_err(self.fail("count the rows of subjects"))
+    }
+
+    async fn aged(&self, cutoff: Timestamp) -> Result<Vec<(usize, String, String)>, SinkError> {
+        self.aged_rows(cutoff).await.map_err(self.fail("look for old rows"))
     }
 
     async fn purge(&self) -> Result<(), SinkError> {
@@ -328,7 +376,21 @@ impl Backend for Sqlite {
         self.rows_found(lookup).await
     }
 
-    async fn sealed(&self, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {
-        self.sealed_rows(seller, entity).await
+    async fn page(
+        &self,
+        seller: &SellerId,
+        group: FieldGroup,
+        after: Option<EntityToken>,
+        limit: usize,
+    ) -> Result<Vec<PiiRecord>, SinkError> {
+        self.sealed_page(seller, group, after, limit).await
+    }
+
+    async fn objects(&self) -> Result<Vec<(String, String)>, SinkError> {
+        sqlx::query_as(SQLITE_OBJECTS).fetch_all(&self.pool).await.map_err(self.fail("list what the database holds"))
+    }
+
+    async fn sealed(&self, table: usize, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {
+        self.sealed_rows(table, seller, entity).await
     }
 }

@@ -66,6 +66,9 @@ async fn every_command_prints_one_document_when_it_works_and_when_it_does_not() 
     let (seller, token) = of_the_simulator(&world);
     let personal = world.simulator.personal().await;
     let order = personal.iter().find(|p| p["allowed"] == true).and_then(|p| p["order"].as_str()).expect("an order").to_owned();
+    let mut others =
+        personal.iter().filter(|p| p["allowed"] == true && p["group"] == "recipient_address").filter_map(|p| p["order"].as_str());
+    let other = others.find(|id| *id != order).expect("another order").to_owned();
     let out = world.folder.path().join("out").display().to_string();
     let signer = world.folder.path().join("new.signer").display().to_string();
     let mut tried: BTreeSet<String> = BTreeSet::new();
@@ -121,6 +124,11 @@ async fn every_command_prints_one_document_when_it_works_and_when_it_does_not() 
     run("audit verify", 0);
     run("audit checkpoint --out OUT/heads", 0);
     run("trace --table orders --key 0c0c7d211d87dce7b7a4479ac42d10f6", 3);
+    let add = format!("hold add --seller SELLER --order {other} --statute HGB --document invoice --fields recipient_address");
+    let hold = run(&format!("{add} --until 2040-12-31"), 0)["id"].as_str().expect("id").to_owned();
+    run("hold list", 0);
+    run(&format!("hold remove {hold}"), 0);
+    run("inventory", 0);
     run("sellers remove A2NEW", 0);
 
     // What fails: an unknown thing, a wrong word, a file that is not there.
@@ -128,6 +136,8 @@ async fn every_command_prints_one_document_when_it_works_and_when_it_does_not() 
     run("verify case-20200101-0000000000000000", 1);
     run("sellers remove A0NOBODY", 2);
     run("sellers pause A0NOBODY", 1);
+    run(&format!("{add} --until 2020-12-31"), 2);
+    run("hold remove hold-20200101-0000000000000000", 2);
     run("sellers add --id A3 --region mars --marketplaces X --token-file TOKEN", 2);
     run("open --seller SELLER --order ORDER --purpose fulfilment --fields no_such_group", 2);
     run("certificate check OUT/nothing.note --key x", 2);

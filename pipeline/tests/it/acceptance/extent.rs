@@ -14,30 +14,30 @@ use super::world::{Services, Stores, World};
 use super::{read_log, warehouse};
 
 /// Rows of a table, by seller.
-async fn rows(world: &World, sql: &'static str, seller: &str) -> usize {
+pub(super) async fn rows(world: &World, sql: &'static str, seller: &str) -> usize {
     warehouse(world, sql).await.iter().filter(|row| row.first().cloned().flatten().as_deref() == Some(seller)).count()
 }
 
-async fn tokens(world: &World) -> BTreeSet<String> {
+pub(super) async fn tokens(world: &World) -> BTreeSet<String> {
     let rows = warehouse(world, "SELECT order_token FROM orders").await;
     rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect()
 }
 
 /// An order of the simulator whose personal data is wanted, and its seller.
-async fn some_order(world: &World) -> (String, String) {
+pub(super) async fn some_order(world: &World) -> (String, String) {
     let personal = world.simulator.personal().await;
     let first = personal.iter().find(|p| p["allowed"] == true).expect("a personal value");
     let text = |name: &str| first[name].as_str().expect("text").to_owned();
     (text("seller"), text("order"))
 }
 
-async fn pass(world: &mut World, advance: &str, offset: &str) {
+pub(super) async fn pass(world: &mut World, advance: &str, offset: &str) {
     world.simulator.post("/_sim/clock", json!({"advance": advance})).await;
     world.set("SUNDER_CLOCK__OFFSET", offset);
 }
 
 /// How many values with `needle` in their key or body lie on topics whose name contains one of `kinds`, after the last tombstone.
-fn values_of(world: &World, services: &Services, token: &str, kinds: &[&str]) -> usize {
+pub(super) fn values_of(world: &World, services: &Services, token: &str, kinds: &[&str]) -> usize {
     let mut living: BTreeSet<(String, i32, Vec<u8>)> = BTreeSet::new();
     read_log(world, &services.kafka, |topic, partition, _, bytes| {
         if !kinds.iter().any(|kind| topic.contains(kind)) {
@@ -66,7 +66,7 @@ async fn log_of(world: &World, services: &Services, profile: Profile) -> Kafka {
 }
 
 /// Appends every raw event of `token` once more, as a replay does; returns how many.
-async fn replay(world: &World, services: &Services, token: &str) -> usize {
+pub(super) async fn replay(world: &World, services: &Services, token: &str) -> usize {
     let (kafka, token) = (log_of(world, services, Profile::Test).await, token.to_owned());
     tokio::task::spawn_blocking(move || {
         let topic = kafka.topic(Topic::Raw(Family::Orders));

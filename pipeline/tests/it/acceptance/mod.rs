@@ -1,6 +1,7 @@
 //! The product as an operator runs it: real processes, Apache Kafka, PostgreSQL, the simulated API, and searches that try to break
 //! the promises.
 
+mod aged;
 mod brokers;
 mod cluster;
 mod door;
@@ -10,6 +11,7 @@ mod faults;
 mod kills;
 mod leaks;
 mod register;
+mod requests;
 mod restore;
 mod running;
 mod story;
@@ -22,6 +24,7 @@ use std::collections::BTreeMap;
 use leaks::Leaks;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::types::RDKafkaErrorCode;
 use serde_json::Value;
 use world::{Services, World};
 
@@ -65,7 +68,11 @@ fn read_log(world: &World, kafka: &str, mut each: impl FnMut(&str, i32, i64, &[u
             });
             continue;
         };
-        let message = message.expect("record");
+        let message = match message {
+            // A connection that was cut is made again; this one code is no answer about the log.
+            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) => continue,
+            message => message.expect("record"),
+        };
         records += 1;
         let mut bytes = message.key().unwrap_or_default().to_vec();
         bytes.push(0);

@@ -1,5 +1,6 @@
 //! Whole cases: the straight way, every crash, every misbehaviour.
 
+mod aged;
 mod crash;
 mod pass;
 mod restored;

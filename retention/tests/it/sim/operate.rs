@@ -366,7 +366,8 @@ impl Sim {
             Err(error) => panic!("{error}"),
         };
         let named = match &scope {
-            Scope::All => None,
+            // Nobody asks for pseudonyms here.
+            Scope::All | Scope::Entities(_) => None,
             Scope::Orders(orders) => {
                 // A seller that left is known by its ledger key alone.
                 let keys = retainer.ring().seller(&id).await.ok();

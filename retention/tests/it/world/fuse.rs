@@ -143,4 +143,7 @@ impl Keys for FusedKeys {
     fn backups(&self) -> Period {
         self.inner.backups()
     }
+    fn business_cutoff(&self, now: Timestamp) -> Timestamp {
+        self.inner.business_cutoff(now)
+    }
 }

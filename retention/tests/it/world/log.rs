@@ -8,13 +8,13 @@ use async_trait::async_trait;
 use serde_json::json;
 use sunder_retention::lease::ErasedKeys;
 use sunder_retention::store::{
-    Control, Drifted, EventLog, Extent, FoundBlock, Hindrance, Mark, Needles, OutboxRecord, Place, Prove, Residual, ScanReport, StoreError,
-    Subject,
+    Aged, Control, Drifted, EventLog, Extent, FoundBlock, Hindrance, Mark, Needles, OutboxRecord, Place, Prove, Residual, ScanReport,
+    StoreError, Subject,
 };
 use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::{EntityToken, KeyId, Offset, Partition, SellerId};
 use sunder_schemas::private::SealedBlock;
-use sunder_schemas::time::Period;
+use sunder_schemas::time::{Period, Timestamp};
 
 use super::START;
 use super::fuse::Fuse;
@@ -101,6 +101,8 @@ pub(crate) struct LogState {
     pub(crate) late: Vec<(Topic, String, Row)>,
     /// Appended behind every tombstone, for ever.
     pub(crate) always_late: Option<(Topic, String, Row)>,
+    /// What lies there of business data, with its event time.
+    pub(crate) aged: Vec<(Timestamp, Aged)>,
     /// Whether split and clean happen only when they are told to, not whenever a case asks how far they are.
     pub(crate) is_driven: bool,
 }
@@ -409,6 +411,10 @@ impl EventLog for FakeLog {
             let tokens: BTreeSet<EntityToken> = living.filter_map(|(_, _, record)| entity_of(&record.key)).collect();
             tokens.into_iter().collect()
         })
+    }
+
+    async fn aged(&self, cutoff: Timestamp) -> Result<Vec<Aged>, StoreError> {
+        self.fuse.call(|| self.lock().aged.iter().filter(|(at, _)| *at < cutoff).map(|(_, aged)| aged.clone()).collect())
     }
 
     async fn roll(&self, _case: &str, _subjects: &[Subject], _extent: Extent) -> Result<bool, StoreError> {
