@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use sunder_retention::keys::{KeyError, Keyring};
+use sunder_retention::restore;
+use sunder_retention::store::{Extent, Mark, StoreError};
 use sunder_schemas::class::{Family, Kind};
-use sunder_schemas::ids::Offset;
+use sunder_schemas::ids::{Offset, Partition};
 use sunder_schemas::outcome::{DeadLetterReason, FilterReason, Outcomes};
 use sunder_schemas::records::schema::RecordType;
 use sunder_schemas::records::{DecodeError, PiiRecord, StateRecord};
@@ -56,6 +58,9 @@ pub enum SinkRunError {
     /// The keys: which are destroyed is not known.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The store could not forget.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A topic is another one than before.
     #[error("{topic} was made anew")]
     Recreated {
@@ -83,6 +88,8 @@ impl SinkRunError {
             Self::Sink(SinkError::Moved { .. } | SinkError::Rebuild { .. }) | Self::Recreated { .. } => true,
             Self::Sink(error) => error.retry() == Retry::Backoff,
             Self::Key(error) => matches!(error, KeyError::LeaseLost) || error.is_transient(),
+            // Its code does not tell; what was erased must go before anything is applied, so it is tried for ever.
+            Self::Store(_) => true,
             Self::Unbalanced { .. } => false,
         }
     }
@@ -164,6 +171,7 @@ pub struct SinkRunner<R> {
     schemas: Arc<Schemas>,
     sink: Arc<dyn Sink<R>>,
     keyring: Option<Arc<Keyring>>,
+    ledger: Option<(Arc<Keyring>, Extent)>,
     progress: Mutex<Progress>,
 }
 
@@ -171,7 +179,14 @@ impl<R: FromTopic + Sync> SinkRunner<R> {
     /// A runner that feeds `sink`; a vault needs the `keyring` whose destroyed keys it asks about.
     #[must_use]
     pub fn new(kafka: Kafka, schemas: Arc<Schemas>, sink: Arc<dyn Sink<R>>, keyring: Option<Arc<Keyring>>) -> Self {
-        Self { kafka, schemas, sink, keyring, progress: Mutex::default() }
+        Self { kafka, schemas, sink, keyring, ledger: None, progress: Mutex::default() }
+    }
+
+    /// Has the runner notice a store that was restored from a backup, and forget again what was erased at least to `extent` since.
+    #[must_use]
+    pub fn with_ledger(mut self, ledger: Arc<Keyring>, extent: Extent) -> Self {
+        self.ledger = Some((ledger, extent));
+        self
     }
 
     /// What was done so far.
@@ -192,9 +207,12 @@ impl<R: FromTopic + Sync> SinkRunner<R> {
     /// [`SinkRunError`] where starting over cannot help. What is passing is retried for ever, with growing pauses.
     pub fn run(&self, handle: &Handle, stop: &CancellationToken) -> Result<(), SinkRunError> {
         let mut pause = PAUSE_MIN;
+        let mut is_noticed = self.ledger.is_none();
         while !stop.is_cancelled() {
             let before = self.progress().records;
-            let ended = self.session(handle, stop);
+            let ended = if is_noticed { Ok(()) } else { self.notice_restore(handle) };
+            is_noticed |= ended.is_ok();
+            let ended = ended.and_then(|()| self.session(handle, stop));
             self.set_up(false);
             match ended {
                 Ok(()) => return Ok(()),
@@ -218,6 +236,50 @@ impl<R: FromTopic + Sync> SinkRunner<R> {
             _ = handle.block_on(async { tokio::time::timeout(pause, stop.cancelled()).await });
             pause = (pause * 2).min(PAUSE_MAX);
         }
+        Ok(())
+    }
+
+    /// A store whose positions are behind what the group has committed was restored from a backup: positions are committed behind their
+    /// rows, never before. The log is read again from there; but a tombstone only stays for 40 days, so what was erased is forgotten by
+    /// the ledger, before anything is applied.
+    fn notice_restore(&self, handle: &Handle) -> Result<(), SinkRunError> {
+        let Some((ledger, extent)) = &self.ledger else { return Ok(()) };
+        let partitions = 0..self.kafka.settings().partitions;
+        let marks: Vec<Mark> = self
+            .settle_topics(handle)?
+            .into_iter()
+            .flat_map(|(topic, (_, incarnation))| {
+                let mark =
+                    move |n| Mark { topic: topic.clone(), incarnation: incarnation.clone(), partition: Partition(n), offset: Offset(0) };
+                partitions.clone().map(mark)
+            })
+            .collect();
+        let committed = self.kafka.committed_blocking(&self.kafka.group(self.name()), &marks)?;
+        let mut behind = 0;
+        for Mark { topic, incarnation, partition, .. } in marks {
+            let Some(committed) = committed.get(&(topic.clone(), partition.0)) else { continue };
+            let stored = handle.block_on(self.sink.position(&Source { topic, incarnation, partition }))?.unwrap_or(Offset(0));
+            behind += u64::try_from(committed.0 - stored.0).unwrap_or(0);
+        }
+        if behind == 0 {
+            return Ok(());
+        }
+        tracing::warn!(
+            sink = self.name(),
+            records = behind,
+            "the store was restored: it forgets again what was erased and reads the log again"
+        );
+        let mut forgotten = 0;
+        let mut pages = restore::Ledger::of(*extent);
+        loop {
+            let subjects = handle.block_on(pages.page(ledger.db())).map_err(KeyError::from)?;
+            if subjects.is_empty() {
+                break;
+            }
+            forgotten += handle.block_on(self.sink.forget(&subjects, *extent))?;
+        }
+        let noted = restore::note_store(ledger.db(), self.name(), ledger.now(), behind, forgotten);
+        handle.block_on(noted).map_err(KeyError::from)?;
         Ok(())
     }
 

@@ -101,14 +101,32 @@ async fn restores(base: &Base, kafka: Option<&Kafka>) -> Vec<Entry> {
 
 fn restore(noticed: &Noticed) -> Entry {
     let count = |name: &str| noticed.report.get(name).and_then(serde_json::Value::as_u64).unwrap_or_default();
-    let name = format!("restore of {}", noticed.store);
+    let (name, at) = (format!("restore of {}", noticed.store), noticed.at.0.to_iso());
+    if noticed.store != "keys" {
+        let (behind, rows) = (count("records_behind"), count("rows_forgotten"));
+        return ok(&name, format!("noticed {at}: {rows} rows of erased subjects forgotten again, {behind} records of the log read again"));
+    }
     let done = format!(
-        "noticed {}: {} keys destroyed again, {} ledger rows put back",
-        noticed.at.0.to_iso(),
+        "noticed {at}: {} keys destroyed again, {} ledger rows, {} certificates and {} requests taken over",
         count("keys_destroyed"),
-        count("ledger_rows")
+        count("ledger_rows"),
+        count("certificates"),
+        count("cases_opened")
     );
-    ok(&name, done)
+    if !noticed.is_settled {
+        let detail = format!("{done}; what cannot be had again is counted once every seller was read again");
+        return warn(&name, detail, "let `sunder run` go on: pollers, splitter, sinks and retain");
+    }
+    if count("lost_blocks") == 0 {
+        return ok(&name, format!("{done}; nothing was lost"));
+    }
+    let named = noticed.report.get("lost_first").map(serde_json::Value::to_string).unwrap_or_default();
+    let lost = format!("{} blocks of {} orders are lost with their keys, first {named}", count("lost_blocks"), count("lost_orders"));
+    warn(
+        &name,
+        format!("{done}; {lost}"),
+        "their personal data cannot be read by anyone; where it is still needed, see the system of record",
+    )
 }
 
 /// What keeps the log from removing what is tombstoned. A transaction that ends within seconds hinders nobody: what is said is what

@@ -173,7 +173,7 @@ impl Kafka {
     }
 
     /// The committed next offsets of `group` for `partitions`, without joining it.
-    fn committed_blocking(&self, group: &str, partitions: &[Mark]) -> Result<BTreeMap<(String, i32), Offset>, KafkaError> {
+    pub(crate) fn committed_blocking(&self, group: &str, partitions: &[Mark]) -> Result<BTreeMap<(String, i32), Offset>, KafkaError> {
         let action = || format!("read the offsets of {group}");
         let consumer: BaseConsumer<PlainContext> = self
             .settings()

@@ -53,12 +53,16 @@ async fn look(app: &App, roles: &Roles) -> Result<Option<Ended>, LookError> {
     }
     let Some(cases) = &roles.cases else { return Ok(Some(Ended::Idle)) };
     // A round that began after this look sees everything that became due before it.
-    let seen = cases.rounds();
+    let (seen, settled) = (cases.rounds(), cases.settled());
     while cases.rounds() < seen + 2 {
         if !cases.blocked().is_empty() {
             break;
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+    if cases.settled() != settled {
+        // Tombstones of what a restore lost are on their way to the stores.
+        return Ok(None);
     }
     let blocked = cases.blocked();
     if cases.open() > blocked.len() as u64 || app.engine.due(app.base.clock.now()).await? > 0 {

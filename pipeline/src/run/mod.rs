@@ -5,6 +5,7 @@
 
 mod assignment;
 mod idle;
+mod lost;
 mod retain;
 mod rewind;
 mod roles;

@@ -25,6 +25,7 @@ pub struct CaseWork {
     rounds: AtomicU64,
     open: AtomicU64,
     moves: AtomicU64,
+    settled: AtomicU64,
     blocked: Mutex<BTreeMap<CaseId, (Instant, String)>>,
 }
 
@@ -39,6 +40,12 @@ impl CaseWork {
     #[must_use]
     pub fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::SeqCst)
+    }
+
+    /// Restores whose losses were counted in this run.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        self.settled.load(Ordering::SeqCst)
     }
 
     /// Cases that were open at the end of the last round.
@@ -121,6 +128,9 @@ impl CaseWork {
         tend_audit(app).await?;
         outbox::drain(app.base.keyring.db(), &*app.log).await.map_err(|e| chain(&e))?;
         app.base.keyring.sweep_quarantine().await.map_err(|e| chain(&e))?;
+        if super::lost::settle(app).await.map_err(|e| chain(&e))? {
+            self.settled.fetch_add(1, Ordering::SeqCst);
+        }
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use sunder_retention::store::Extent;
 use sunder_schemas::class::Family;
 use sunder_schemas::records::{PiiRecord, StateRecord};
 use sunder_sinks::Sink;
@@ -147,8 +148,10 @@ impl Roles {
         let warehouse: Arc<dyn Sink<StateRecord>> = Arc::clone(&app.warehouse) as _;
         let vault: Arc<dyn Sink<PiiRecord>> = Arc::clone(&app.vault) as _;
         let keyring = Arc::clone(&app.base.keyring);
-        self.start_sink(SinkRunner::new(app.kafka.clone(), Arc::clone(&app.schemas), warehouse, None), stop, tasks);
-        self.start_sink(SinkRunner::new(app.kafka.clone(), Arc::clone(&app.schemas), vault, Some(keyring)), stop, tasks);
+        let of_warehouse = SinkRunner::new(app.kafka.clone(), Arc::clone(&app.schemas), warehouse, None);
+        let of_vault = SinkRunner::new(app.kafka.clone(), Arc::clone(&app.schemas), vault, Some(Arc::clone(&keyring)));
+        self.start_sink(of_warehouse.with_ledger(Arc::clone(&keyring), Extent::WithBusinessData), stop, tasks);
+        self.start_sink(of_vault.with_ledger(keyring, Extent::Personal), stop, tasks);
     }
 
     fn start_sink<R: FromTopic + Sync + Send + 'static>(&mut self, runner: SinkRunner<R>, stop: &CancellationToken, tasks: &mut Tasks) {

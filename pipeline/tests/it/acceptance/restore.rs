@@ -136,15 +136,37 @@ fn check_says(world: &World, name: &str) -> Vec<Value> {
     entries.into_iter().filter(|entry| entry["name"] == name).collect()
 }
 
-async fn key_database(stores: Stores, seed: u64) {
-    let Some(services) = Services::from_env() else { return };
-    let mut world = World::growing(&services, stores, (2, 40, 200), seed, "none").await;
+/// Databases of a world.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Keys,
+    Vault,
+}
+
+/// A world whose `parts` were restored from a backup after two orders were erased and younger ones had come.
+struct Restored {
+    world: World,
+    /// In the backup, and not erased.
+    kept: Vec<Order>,
+    /// Erased since the backup.
+    gone: Vec<Order>,
+    /// Fetched since the backup.
+    younger: Vec<Order>,
+    /// The cases that erased.
+    cases: [String; 2],
+}
+
+async fn restored(services: &Services, stores: Stores, seed: u64, parts: &[Part]) -> Restored {
+    let mut world = World::growing(services, stores, (2, 40, 200), seed, "none").await;
     until_idle(&world);
     let known = orders_of(&world).await;
     let picked = readable(&world, &known, 4);
     let (kept, gone) = picked.split_at(2);
-    let backup = back_up(&services, &world, &world.urls.keys).await;
-
+    let mut backups = Vec::new();
+    for part in parts {
+        let url = if *part == Part::Keys { &world.urls.keys } else { &world.urls.vault };
+        backups.push(back_up(services, &world, url).await);
+    }
     let cases = [erase(&world, &gone[0], "buyer-request"), erase(&world, &gone[1], "amazon-request")];
     world.simulator.post("/_sim/clock", json!({"advance": "2d"})).await;
     world.set("SUNDER_CLOCK__OFFSET", "2d");
@@ -152,8 +174,16 @@ async fn key_database(stores: Stores, seed: u64) {
     let younger: BTreeSet<Order> = orders_of(&world).await.difference(&known).cloned().collect();
     let younger = readable(&world, &younger, 3);
     are(&world, gone, "erased");
+    for backup in backups {
+        backup.restore().await;
+    }
+    Restored { kept: kept.to_vec(), gone: gone.to_vec(), younger, cases, world }
+}
 
-    backup.restore().await;
+async fn key_database(stores: Stores, seed: u64, parts: &[Part]) {
+    let Some(services) = Services::from_env() else { return };
+    let Restored { world, kept, gone, younger, cases } = restored(&services, stores, seed, parts).await;
+    let (kept, gone) = (kept.as_slice(), gone.as_slice());
     let said = check_says(&world, "key database");
     assert_eq!(said[0]["status"], "fail", "{said:?}");
     // A read is the first that happens: nothing may be served before the erasures are done again.
@@ -171,6 +201,8 @@ async fn key_database(stores: Stores, seed: u64) {
     let detail = said[0]["detail"].as_str().expect("text");
     let destroyed: u64 = detail.split(": ").nth(1).and_then(|text| text.split(' ').next()).and_then(|n| n.parse().ok()).expect("a number");
     assert!(destroyed >= 2, "{detail}");
+    assert!(detail.ends_with("nothing was lost"), "{detail}");
+    assert_eq!(check_says(&world, "restore of vault").len(), usize::from(parts.contains(&Part::Vault)));
     for case in cases {
         assert_eq!(world.run(&["verify", &case, "--json"]).expect(0)["holds"], true, "{case}");
     }
@@ -185,13 +217,61 @@ async fn assert_counts_without(world: &World, erased: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restored_key_database_opens_nothing_that_was_erased_on_sqlite() {
-    key_database(Stores::Sqlite, 31).await;
+async fn a_restored_key_database_opens_nothing_that_was_erased() {
+    key_database(Stores::Sqlite, 31, &[Part::Keys]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restored_key_database_opens_nothing_that_was_erased_on_postgresql() {
-    key_database(Stores::Postgres, 32).await;
+async fn a_key_database_and_a_vault_restored_together_open_nothing_that_was_erased() {
+    key_database(Stores::Postgres, 32, &[Part::Keys, Part::Vault]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_vault_forgets_again_what_was_erased_and_catches_up() {
+    let Some(services) = Services::from_env() else { return };
+    let Restored { world, kept, gone, younger, cases } = restored(&services, Stores::Sqlite, 34, &[Part::Vault]).await;
+    are(&world, &gone, "erased");
+    until_idle(&world);
+    are(&world, &gone, "erased");
+    are(&world, &kept, "readable");
+    are(&world, &younger, "readable");
+    let said = check_says(&world, "restore of vault");
+    assert_eq!(said.len(), 1, "{said:?}");
+    let detail = said[0]["detail"].as_str().expect("text");
+    assert!(!detail.contains(": 0 rows"), "the erased blocks had come back with the backup: {detail}");
+    assert!(check_says(&world, "restore of keys").is_empty());
+    for case in cases {
+        assert_eq!(world.run(&["verify", &case, "--json"]).expect(0)["holds"], true, "{case}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_had_again_after_a_restore_is_counted_and_named_and_leaves_every_store() {
+    let Some(services) = Services::from_env() else { return };
+    let Restored { mut world, gone, younger, .. } = restored(&services, Stores::Sqlite, 35, &[Part::Keys]).await;
+    // By now every deadline has passed: what is fetched again is not sealed any more, and the keys of the younger orders are lost.
+    world.simulator.post("/_sim/clock", json!({"advance": "70d"})).await;
+    world.set("SUNDER_CLOCK__OFFSET", "72d");
+    until_idle(&world);
+    for order in &younger {
+        assert_eq!(state(&world, order), "absent", "nobody has its key, and nobody erased it");
+    }
+    are(&world, &gone, "erased");
+    let said = check_says(&world, "restore of keys");
+    let detail = said[0]["detail"].as_str().expect("text");
+    assert_eq!(said[0]["status"], "warn", "{said:?}");
+    assert!(detail.contains("are lost with their keys"), "{detail}");
+    until_idle(&world);
+    assert_eq!(sealed_rows(&world).await, 0, "lost blocks have left the vault");
+    assert_counts_without(&world, 1).await;
+}
+
+/// Rows of the vault.
+async fn sealed_rows(world: &World) -> i64 {
+    use sqlx::{Connection, Row};
+    let mut connection = sqlx::SqliteConnection::connect(&world.urls.vault).await.expect("vault answers");
+    let row = sqlx::query("SELECT count(*) FROM sealed_block WHERE selling_partner_id <> '~canary'").fetch_one(&mut connection).await;
+    row.expect("a count").get(0)
 }
 
 #[tokio::test(flavor = "multi_thread")]

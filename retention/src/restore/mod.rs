@@ -5,19 +5,25 @@
 //! at the end, so that a restore that was cut off is noticed again. What came after the backup and is no erasure is lost here: younger
 //! orders are fetched again, since the cursors are as old as the backup, and sealed under new keys.
 
+mod lost;
+mod stores;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::Row;
 use sunder_schemas::ids::{KeyId, SellerId};
 
 use crate::audit::{self, AuditEvent, AuditOutcome};
-use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, blob, numbered, on, push_tuples};
+use crate::keydb::{DbError, ROWS_PER_STATEMENT, Write, blob, numbered, on, push_tuples};
 use crate::keys::{KeyError, Keyring, fresh};
 use crate::ledger;
 use crate::mirror::{self, ErasedSubject, Generation, Mirrored, SellerKeysExist};
 use crate::store::Extent;
+
+pub use lost::{Lost, is_read_again, publish_again, sealed_again, settle, unsettled, without_key};
+pub use stores::{Ledger, note_store};
 
 /// Why a seller is not polled after a restore: its own keys were made after the backup, so its tokens cannot be made again.
 pub const KEYS_LOST: &str = "keys_lost";
@@ -313,38 +319,4 @@ impl<'a> Restore<'a> {
             })
             .collect()
     }
-}
-
-/// Those of `keys` that nothing here has alive: no subject, no quarantine day, no control of a case. They are destroyed, or were lost.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn without_key(db: &KeyDb, keys: &HashSet<KeyId>) -> Result<HashSet<KeyId>, DbError> {
-    let failed = on("look for keys");
-    let mut missing = keys.clone();
-    let asked: Vec<KeyId> = keys.iter().copied().collect();
-    for chunk in asked.chunks(ROWS_PER_STATEMENT) {
-        for table in ["subject", "quarantine_key"] {
-            let mut sql = format!("SELECT key_id FROM {table} WHERE state = 'live' AND key_id IN ");
-            push_tuples(&mut sql, 1, chunk.len(), 1);
-            // Names of ours and placeholders alone.
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false);
-            for key in chunk {
-                query = query.bind(key.0.to_vec());
-            }
-            for row in query.fetch_all(db.pool()).await.map_err(&failed)? {
-                missing.remove(&KeyId(blob(&row, "key_id")?.unwrap_or_default()));
-            }
-        }
-    }
-    if !missing.is_empty() {
-        let rows = sqlx::query("SELECT key_id FROM case_control").fetch_all(db.pool()).await.map_err(&failed)?;
-        for row in rows {
-            let text: String = row.try_get(0).map_err(&failed)?;
-            if let Some(key) = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok()) {
-                missing.remove(&KeyId(key));
-            }
-        }
-    }
-    Ok(missing)
 }
