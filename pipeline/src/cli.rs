@@ -114,6 +114,12 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
+    /// The root key and the sellers' wrapping keys: how they stand, rotation, and where every key lies.
+    Keys {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
     /// Read sealed fields for a registered purpose; each read is an audit event.
     #[command(after_help = "Exit codes: 0 readable, 1 denied, 3 erased or absent.")]
     Open(OpenArgs),
@@ -207,6 +213,30 @@ pub struct RunArgs {
     /// Exit 0 once every poller has caught up, every topic is drained and no case is due; 3 where a case is blocked.
     #[arg(long)]
     pub until_idle: bool,
+}
+
+/// `sunder keys`
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Versions, their age and when they are due; exit 3 where the root key does not answer.
+    Status,
+    /// Make a new version of the root key and of the sellers' wrapping keys, wrap anew what lies under the old, and destroy the old.
+    ///
+    /// Runs beside everything else. One that was cut off goes on where it was. Backups of the key database from before a rotation of the
+    /// root key no longer open: take one afterwards.
+    #[command(
+        after_help = "Examples:\n  sunder keys rotate                 everything\n  sunder keys rotate --root          the root key alone\n  sunder keys rotate --seller A1     the wrapping key of one seller"
+    )]
+    Rotate {
+        /// The root key; without --seller nothing else.
+        #[arg(long)]
+        root: bool,
+        /// The wrapping key of this seller; may be given several times.
+        #[arg(long, value_name = "ID")]
+        seller: Vec<String>,
+    },
+    /// Every key by kind: how many, what wraps it, every place a copy can be in, and what it goes with.
+    Inventory,
 }
 
 /// `sunder topics`

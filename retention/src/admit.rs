@@ -24,6 +24,19 @@ use crate::sellers::SellerState;
 /// How often a batch reads again because another process added the same subjects: once is enough, more is a fault.
 const ROUNDS_MAX: usize = 5;
 
+/// The seller's keys are others than those this process knows: they are read again.
+const SELLER_KEYS_CHANGED: &str = "seller_keys_changed";
+
+/// The error of an `action` that met other keys of the seller than it began with.
+pub(crate) fn outdated(action: &'static str) -> DbError {
+    DbError { action, code: SELLER_KEYS_CHANGED.to_owned(), retry: true }
+}
+
+/// Whether `error` is [`outdated`]: then the same again, with the keys of now, goes well.
+pub(crate) fn is_outdated(error: &KeyError) -> bool {
+    matches!(error, KeyError::Database(error) if error.code == SELLER_KEYS_CHANGED)
+}
+
 /// One fetched version of an order that asks for a key.
 #[derive(Debug, Clone)]
 pub struct Candidate {
@@ -164,15 +177,15 @@ pub(crate) async fn admit(keyring: &Keyring, seller: &SellerId, candidates: &[Ca
     let keys = keyring.seller(seller).await?;
     let mut tx = keyring.db().begin_write().await?;
     match ledger::lock_seller(&mut tx, seller).await? {
-        Some((state, _)) if state == SellerState::Removed.as_str() => {
+        Some(locked) if locked.state == SellerState::Removed.as_str() => {
             keyring.forget_seller(seller);
             return Err(KeyError::SellerRemoved(seller.clone()));
         }
-        Some((_, generation)) if generation == keys.generation() => {}
-        // Removed and readmitted meanwhile: a key wrapped under the old wrapping key would be lost.
+        Some(locked) if keys.is_current(&locked) => {}
+        // Rotated, or removed and readmitted meanwhile: a key wrapped under the old wrapping key would be lost.
         _ => {
             keyring.forget_seller(seller);
-            return Err(DbError { action: "admit a batch", code: "seller_keys_changed".to_owned(), retry: true }.into());
+            return Err(outdated("admit a batch").into());
         }
     }
     let batch = Batch { keyring, keys: &keys, now: keyring.now() };
@@ -229,7 +242,7 @@ impl Batch<'_> {
                 return Ok(key);
             }
             let (wrapped, commitment) = subject.wrapped.as_deref().zip(subject.commitment.as_deref()).ok_or_else(damaged)?;
-            let key = Arc::new(self.keys.unwrap(id, candidate.fingerprint, wrapped, commitment)?);
+            let key = Arc::new(self.keys.unwrap(id, candidate.fingerprint, wrapped, subject.wrapping_version, commitment)?);
             fresh.push(Arc::clone(&key));
             return Ok(key);
         }

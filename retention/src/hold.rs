@@ -17,6 +17,7 @@ use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::{EntityToken, Fingerprint, SellerId};
 use sunder_schemas::time::Timestamp;
 
+use crate::admit;
 use crate::audit::{self, AuditEvent, AuditOutcome};
 use crate::keydb::{DbError, KeyDb, Write, blob, on};
 use crate::keys::seal::commitment;
@@ -30,6 +31,8 @@ pub use keep::{ColdStore, KeepError, Kept, keep};
 pub const RULE: &str = "hold";
 /// Longest name of a statute, in bytes. Chosen: it is printed on certificates.
 const STATUTE_BYTES_MAX: usize = 120;
+/// How often a hold is tried where the seller's keys rotate meanwhile. Chosen: a rotation changes them twice.
+const ADDS_MAX: u32 = 5;
 
 /// A class of document that a law may want kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +176,16 @@ fn check(new: &NewHold<'_>, now: Timestamp) -> Result<(Fingerprint, EntityToken)
 /// # Errors
 /// [`HoldError`]: nothing was made.
 pub async fn add(keyring: &Keyring, new: &NewHold<'_>) -> Result<Hold, HoldError> {
+    for _ in 1..ADDS_MAX {
+        match try_add(keyring, new).await {
+            Err(HoldError::Key(error)) if admit::is_outdated(&error) => {}
+            other => return other,
+        }
+    }
+    try_add(keyring, new).await
+}
+
+async fn try_add(keyring: &Keyring, new: &NewHold<'_>) -> Result<Hold, HoldError> {
     let now = keyring.now();
     let (order_fingerprint, order_token) = check(new, now)?;
     let keys = keyring.seller(new.seller).await?;
@@ -206,7 +219,11 @@ pub async fn add(keyring: &Keyring, new: &NewHold<'_>) -> Result<Hold, HoldError
     let failed = on("add a hold");
     let mut tx = keyring.db().begin_write().await?;
     // With the seller's row locked no erasure destroys the order's key between the look and the commit.
-    ledger::lock_seller(&mut tx, new.seller).await?;
+    let locked = ledger::lock_seller(&mut tx, new.seller).await?;
+    if !locked.is_some_and(|locked| keys.is_current(&locked)) {
+        keyring.forget_seller(new.seller);
+        return Err(KeyError::from(admit::outdated("add a hold")).into());
+    }
     let row = sqlx::query("SELECT state FROM subject WHERE fingerprint = $1")
         .bind(order_fingerprint.0.to_vec())
         .fetch_optional(&mut *tx)
@@ -225,7 +242,7 @@ pub async fn add(keyring: &Keyring, new: &NewHold<'_>) -> Result<Hold, HoldError
     .bind(hold.token.0.to_vec())
     .bind(key.id().0.to_vec())
     .bind(wrapped.clone())
-    .bind(crate::admit::mask(&wrapped))
+    .bind(admit::mask(&wrapped))
     .bind(keys.wrapping_version())
     .bind(commitment(bytes.as_ref()).to_vec())
     .bind(key.witness(new.seller, hold.token).into_bytes())

@@ -55,6 +55,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (109, include_str!("../migrations/0109_unclassified_field.sql")),
     (110, include_str!("../migrations/0110_withheld.sql")),
     (120, include_str!("../migrations/0120_mirror.sql")),
+    (121, include_str!("../migrations/0121_rotation.sql")),
     (160, include_str!("../migrations/0160_audit_checkpoint.sql")),
     (201, include_str!("../migrations/0201_case.sql")),
     // Later steps, in the order in which they came: some change tables of the cases.

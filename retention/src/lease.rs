@@ -295,7 +295,7 @@ impl Lease {
         let (epoch, keys) = keyring.erased().refresh(keyring.db()).await?;
         keyring.revoke(&keys);
         if epoch > before {
-            keyring.forget_removed().await?;
+            keyring.forget_changed().await?;
         }
         let acknowledged = {
             let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);

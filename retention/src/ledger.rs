@@ -21,6 +21,9 @@ use crate::names::Named;
 use crate::outbox::{self, Outgoing};
 use crate::store::Extent;
 
+/// How often a subject is read where its seller's wrapping key rotates meanwhile. Chosen: a rotation takes seconds, a read microseconds.
+const READS_MAX: u32 = 5;
+
 /// What is known of a subject.
 #[derive(Debug, Clone)]
 pub enum SubjectState {
@@ -208,18 +211,31 @@ async fn forget_facts(tx: &mut Write, seller: &SellerId, subjects: &[&Condemned]
     Ok(())
 }
 
-/// Locks the seller's row until `tx` ends and returns its state and generation; `None` where there is no such seller. Whoever writes
+/// A seller's row while it is locked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LockedSeller {
+    /// As it is stored.
+    pub(crate) state: String,
+    /// Counts readmissions.
+    pub(crate) generation: i64,
+    /// Version of the wrapping key.
+    pub(crate) wrapping_version: i64,
+}
+
+/// Locks the seller's row until `tx` ends and returns it; `None` where there is no such seller. Whoever writes
 /// subjects takes it first: subjects that are new have no row to lock, so without it two batches could wait for each other crosswise.
-pub(crate) async fn lock_seller(tx: &mut Write, seller: &SellerId) -> Result<Option<(String, i64)>, DbError> {
+pub(crate) async fn lock_seller(tx: &mut Write, seller: &SellerId) -> Result<Option<LockedSeller>, DbError> {
     let failed = on("lock a seller");
     // A writer on SQLite holds the whole database already.
     let sql = if tx.backend_name() == "PostgreSQL" {
-        "SELECT state, generation FROM seller WHERE seller = $1 FOR UPDATE"
+        "SELECT state, generation, wrapping_version FROM seller WHERE seller = $1 FOR UPDATE"
     } else {
-        "SELECT state, generation FROM seller WHERE seller = $1"
+        "SELECT state, generation, wrapping_version FROM seller WHERE seller = $1"
     };
     let row = sqlx::query(sql).bind(seller.as_str().to_owned()).fetch_optional(&mut **tx).await.map_err(&failed)?;
-    row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose().map_err(|e: sqlx::Error| failed(e))
+    row.map(|row| Ok(LockedSeller { state: row.try_get(0)?, generation: row.try_get(1)?, wrapping_version: row.try_get(2)? }))
+        .transpose()
+        .map_err(|e: sqlx::Error| failed(e))
 }
 
 /// Raises the ledger epoch within `tx` and returns it.
@@ -254,13 +270,26 @@ pub(crate) fn revoked_record(key: KeyId, epoch: i64, at: Timestamp) -> Outgoing 
 
 /// What is known of a subject, by its token.
 pub(crate) async fn subject(keyring: &Keyring, seller: &SellerId, token: EntityToken) -> Result<SubjectState, KeyError> {
+    // Row and wrapping key are read one after the other: a rotation may come in between, and then both are read again.
+    for _ in 1..READS_MAX {
+        match read_subject(keyring, seller, token).await {
+            Err(KeyError::Rewrapped(_)) => keyring.forget_seller(seller),
+            other => return other,
+        }
+    }
+    read_subject(keyring, seller, token).await
+}
+
+async fn read_subject(keyring: &Keyring, seller: &SellerId, token: EntityToken) -> Result<SubjectState, KeyError> {
     let failed = on("read a subject");
-    let row = sqlx::query("SELECT fingerprint, state, key_id, wrapped, commitment FROM subject WHERE seller = $1 AND token = $2")
-        .bind(seller.as_str().to_owned())
-        .bind(token.0.to_vec())
-        .fetch_optional(keyring.db().pool())
-        .await
-        .map_err(&failed)?;
+    let row = sqlx::query(
+        "SELECT fingerprint, state, key_id, wrapped, commitment, wrapping_version FROM subject WHERE seller = $1 AND token = $2",
+    )
+    .bind(seller.as_str().to_owned())
+    .bind(token.0.to_vec())
+    .fetch_optional(keyring.db().pool())
+    .await
+    .map_err(&failed)?;
     let Some(row) = row else { return Ok(SubjectState::Unknown) };
     let state: String = row.try_get("state").map_err(&failed)?;
     match state.as_str() {
@@ -284,7 +313,13 @@ pub(crate) async fn subject(keyring: &Keyring, seller: &SellerId, token: EntityT
     let wrapped: Option<Vec<u8>> = row.try_get("wrapped").map_err(&failed)?;
     let commitment: Option<Vec<u8>> = row.try_get("commitment").map_err(&failed)?;
     let (wrapped, commitment) = (wrapped.ok_or_else(damaged)?, commitment.ok_or_else(damaged)?);
-    let key = Arc::new(keyring.seller(seller).await?.unwrap(id, fingerprint, &wrapped, &commitment)?);
+    let key = Arc::new(keyring.seller(seller).await?.unwrap(
+        id,
+        fingerprint,
+        &wrapped,
+        row.try_get("wrapping_version").map_err(&failed)?,
+        &commitment,
+    )?);
     keyring.cache().insert(Arc::clone(&key));
     Ok(SubjectState::Live(key))
 }

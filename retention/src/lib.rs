@@ -20,6 +20,7 @@ pub mod outbox;
 pub mod purpose;
 pub mod restore;
 pub mod root;
+pub mod rotate;
 mod secretfile;
 pub mod sellers;
 pub mod store;

@@ -4,22 +4,76 @@
 //! that was killed while it wrote must not leave an empty file that stops every later start.
 
 use std::fs::File;
-use std::io::{Result, Write as _};
+use std::io::{Result, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+
+use tempfile::NamedTempFile;
 
 /// Writes `secret` to a new file in `path`, mode 0600, and forces file and folder entry to disk.
 ///
 /// # Errors
 /// The system's error; [`std::io::ErrorKind::AlreadyExists`] where `path` exists, which is then untouched.
 pub(crate) fn create(path: &Path, secret: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    written(path, secret)?.persist_noclobber(path).map_err(|error| error.error)?;
+    sync_folder(path)
+}
+
+/// Puts a new file with `secret` in the place of the one in `path`, and overwrites the bytes of the old one. Who replaces holds
+/// [`locked`]; who reads asks [`is_current`] afterwards.
+///
+/// # Errors
+/// The system's error; the old file may still be in its place.
+pub(crate) fn replace(path: &Path, old: &mut File, secret: &[u8]) -> Result<()> {
+    let length = old.metadata()?.len();
+    written(path, secret)?.persist(path).map_err(|error| error.error)?;
+    sync_folder(path)?;
+    let zeros = vec![0u8; usize::try_from(length).unwrap_or(0)];
+    old.rewind()?;
+    old.write_all(&zeros)?;
+    old.sync_all()
+}
+
+/// Opens the file in `path` for [`replace`], locked against every other process that would, until it is dropped.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn locked(path: &Path) -> Result<File> {
+    loop {
+        let file = File::options().read(true).write(true).open(path)?;
+        file.lock()?;
+        // The one before may have replaced it while this one waited: then the lock is on a file that is no longer there.
+        if is_current(path, &file)? {
+            return Ok(file);
+        }
+    }
+}
+
+/// Whether `file` is still the one in `path`: then what was read from it before was not being overwritten.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn is_current(path: &Path, file: &File) -> Result<bool> {
+    let (there, here) = (std::fs::metadata(path)?, file.metadata()?);
+    Ok((there.dev(), there.ino()) == (here.dev(), here.ino()))
+}
+
+/// A new file beside `path` that holds `secret`, forced to disk.
+fn written(path: &Path, secret: &[u8]) -> Result<NamedTempFile> {
     // `tempfile` makes its files with mode 0600.
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let mut file = NamedTempFile::new_in(folder(path))?;
     file.write_all(secret)?;
     file.as_file().sync_all()?;
-    file.persist_noclobber(path).map_err(|error| error.error)?;
-    // The entry must survive a power cut as well, or everything sealed under the key is lost.
-    File::open(folder)?.sync_all()
+    Ok(file)
+}
+
+/// The entry must survive a power cut as well, or everything sealed under the key is lost.
+fn sync_folder(path: &Path) -> Result<()> {
+    File::open(folder(path))?.sync_all()
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]

@@ -143,7 +143,7 @@ pub async fn readmit(keyring: &Keyring, seller: &SellerId) -> Result<(), KeyErro
     let fresh = crate::keys::fresh(keyring, seller, generation + 1).await?;
     let mut tx = keyring.db().begin_write().await?;
     let done = sqlx::query(
-        "UPDATE seller SET state = 'active', state_code = NULL, generation = generation + 1, wrapping_key = $1, wrapping_version = 1, \
+        "UPDATE seller SET state = 'active', state_code = NULL, generation = generation + 1, wrapping_key = $1, wrapping_previous = NULL, wrapping_version = 1, wrapping_since = $3, \
          token_key = $2, updated_at = $3 WHERE seller = $4 AND state = 'removed' AND generation = $5",
     )
     .bind(fresh.wrapping)
@@ -272,7 +272,7 @@ pub async fn unblock_with(keyring: &Keyring, seller: &SellerId, token: &SecretSt
 pub async fn destroy_keys(tx: &mut Write, seller: &SellerId) -> Result<(), DbError> {
     let failed = on("destroy a seller's keys");
     let row = sqlx::query(
-        "UPDATE seller SET refresh_token = NULL, wrapping_key = NULL, token_key = NULL WHERE seller = $1 AND state = 'removed' \
+        "UPDATE seller SET refresh_token = NULL, wrapping_key = NULL, wrapping_previous = NULL, token_key = NULL WHERE seller = $1 AND state = 'removed' \
          RETURNING generation",
     )
     .bind(seller.as_str().to_owned())
@@ -301,12 +301,10 @@ pub async fn refresh_token(keyring: &Keyring, seller: &SellerId) -> Result<Secre
         .map_err(&failed)?;
     let wrapped: Option<Vec<u8>> = row.map(|row| row.try_get(0)).transpose().map_err(&failed)?.flatten();
     let wrapped = wrapped.ok_or_else(|| KeyError::SellerUnknown(seller.clone()))?;
-    let bytes = keyring.root().unwrap(&token_context(seller), &wrapped).await?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| KeyError::Damaged { what: "refresh token", seller: seller.clone() })?;
-    Ok(SecretString::from(text))
+    keyring.refresh_token(seller, wrapped).await
 }
 
 /// The wrapping context of a seller's refresh token.
-fn token_context(seller: &SellerId) -> Vec<u8> {
+pub(crate) fn token_context(seller: &SellerId) -> Vec<u8> {
     [b"sunder refresh token 1 ".as_slice(), seller.as_str().as_bytes()].concat()
 }

@@ -4,6 +4,7 @@
 //! database and the clock, [`App`] is everything.
 
 mod restore;
+mod root;
 mod sellers;
 pub mod settings;
 
@@ -17,14 +18,13 @@ use sunder_retention::keydb::KeyDb;
 use sunder_retention::keyfiles::KeyFiles;
 use sunder_retention::keys::Keyring;
 use sunder_retention::lease::live_with_role;
-use sunder_retention::root::{FileRoot, RootKey};
 use sunder_retention::store::{EventLog, Forget, Prove};
 use sunder_schemas::note::NoteSigner;
 use sunder_schemas::time::{Clock, Period, SystemClock};
 use sunder_sinks::{StoreOptions, Vault, Warehouse};
 
 use crate::cli::Role;
-use crate::config::{Config, Environment, SecretRef, Store};
+use crate::config::{Config, SecretRef, Store};
 use crate::kafka::admin::{Entry, Status};
 use crate::kafka::log::KafkaLog;
 use crate::kafka::roll::is_lowered;
@@ -90,15 +90,7 @@ impl Base {
     pub async fn open(config: Config, clock: Option<Arc<dyn Clock>>) -> Result<Self, StartError> {
         let offset_ms = config.clock.offset.millis_max();
         let clock = clock.unwrap_or_else(|| Arc::new(SystemClock { offset_ms }));
-        let root_file = settings::root_file(&config)?;
-        // In production a root key that is missing is a mistake, not a wish for a new one: what it wrapped would be lost.
-        let root = match config.environment {
-            Environment::Test => FileRoot::open_or_create(&root_file),
-            Environment::Production => FileRoot::open(&root_file),
-        };
-        // What is wrong with a file of keys is for the operator to set right, as a line of the config is.
-        let root = root.map_err(|error| StartError::Config(format!("keys.root {}: {error}", root_file.display())))?;
-        let root: Arc<dyn RootKey> = Arc::new(root);
+        let root = root::open(&config)?;
         let password = settings::secret_if("keys.database_password", config.keys.database_password.as_ref())?;
         let db =
             KeyDb::open(&config.keys.database, password.as_ref()).await.map_err(part(format!("keys.database {}", config.keys.database)))?;
@@ -155,7 +147,7 @@ pub fn signer(config: &Config) -> Result<NoteSigner, StartError> {
             NoteSigner::from_secret_line(secret.expose_secret()).map_err(part("certificate.signer"))
         }
         None => {
-            let path = beside(&settings::root_file(config)?, "certificate.signer");
+            let path = beside(&root::file(config)?, "certificate.signer");
             signer_from_file(&path, Some(name)).map_err(part(format!("certificate.signer {}", path.display())))
         }
     }
@@ -202,6 +194,7 @@ impl App {
     pub async fn open(base: Base) -> Result<Self, StartError> {
         let kafka = connect_kafka(&base.config).await?;
         ensure_topics(&base, &kafka).await?;
+        root::probe(base.keyring.root()).await?;
         restore::settle(&base, &kafka).await?;
         let (warehouse, vault) = (base.warehouse().await?, base.vault().await?);
         let schemas = Schemas::open(registry(&base.config), &base.config.kafka.prefix).await;

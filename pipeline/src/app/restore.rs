@@ -26,6 +26,7 @@ impl Base {
     /// [`StartError`], also where Kafka does not answer: it alone knows whether the database is an old one.
     pub async fn open_settled(config: Config) -> Result<Self, StartError> {
         let base = Self::open(config, None).await?;
+        super::root::probe(base.keyring.root()).await?;
         // An embedded broker begins empty with each process: it mirrors nothing.
         if base.config.kafka.bootstrap != "embedded" {
             let kafka = super::connect_kafka(&base.config).await?;

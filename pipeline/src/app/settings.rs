@@ -1,6 +1,5 @@
 //! From the config's words to the settings of each part.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rust_decimal::Decimal;
@@ -80,13 +79,6 @@ pub fn lease(config: &Config) -> Period {
     config.keys.lease.unwrap_or(match config.retention.profile {
         Profile::Production => LEASE.0,
         Profile::Test => LEASE.1,
-    })
-}
-
-/// The file of the root key; key services follow with the issue on erasure on several brokers.
-pub(super) fn root_file(config: &Config) -> Result<PathBuf, StartError> {
-    config.keys.root.strip_prefix("file:").map(|path| Path::new(path).to_owned()).ok_or_else(|| {
-        StartError::Config("keys.root: this version supports file:/path only; transit: and awskms: are not built yet".to_owned())
     })
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use sunder_retention::case::{self, State};
 use sunder_retention::cursor;
 use sunder_retention::mirror::{self, Noticed, Standing};
+use sunder_retention::rotate;
 use sunder_retention::sellers::{self, SellerState};
 
 use super::Failure;
@@ -151,7 +152,8 @@ async fn hindrances(kafka: &Kafka) -> Vec<Entry> {
 }
 
 async fn stores(base: &Base) -> Vec<Entry> {
-    let mut entries = vec![ok("keys.root", base.keyring.root().describe()), ok("keys.database", "answers, migrated")];
+    let mut entries = vec![ok("keys.database", "answers, migrated")];
+    entries.extend(keys(base).await);
     let skew = base.clock.now().0 - base.system_clock.now().0 - base.config.clock.offset.millis_max();
     entries.push(if skew.abs() <= CLOCK_SKEW_MS_MAX {
         let offset = base.config.clock.offset;
@@ -185,6 +187,30 @@ async fn stores(base: &Base) -> Vec<Entry> {
         Err(error) => entries.push(failed_start("certificate.signer", &error)),
     }
     entries.extend(polling(base).await);
+    entries
+}
+
+/// Whether the root key answers, and which keys are due to be rotated.
+async fn keys(base: &Base) -> Vec<Entry> {
+    let status = match rotate::status(&base.keyring).await {
+        Ok(status) => status,
+        Err(error) => return vec![fail("keys.root", crate::telemetry::chain(&error), "see keys.database")],
+    };
+    let mut entries = vec![match &status.root.error {
+        None => ok("keys.root", format!("{} answers", status.root.service)),
+        Some(error) => fail("keys.root", error.clone(), "see docs/operations.md, section Root key"),
+    }];
+    let unfinished = status.unfinished();
+    if !unfinished.is_empty() {
+        let detail = format!("rotation begun and not ended: {}", unfinished.join(", "));
+        entries.push(warn("key rotation", detail, "run `sunder keys rotate` again: it goes on where it was"));
+    }
+    let overdue = status.overdue(base.clock.now());
+    entries.push(if overdue.is_empty() {
+        ok("key age", "no key is older than 90 days")
+    } else {
+        warn("key age", format!("older than 90 days: {}", overdue.join(", ")), "`sunder keys rotate`")
+    });
     entries
 }
 

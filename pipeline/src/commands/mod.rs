@@ -10,6 +10,7 @@ mod erase;
 mod follow;
 mod hold;
 mod inventory;
+mod keys;
 pub(crate) mod open;
 mod run;
 mod sellers;
@@ -130,6 +131,7 @@ async fn dispatch(cli: Cli, metrics: PrometheusHandle) -> Result<u8, Failure> {
             (None, Some(id), Some(out)) => certificate::write(load()?, &id, &out, output).await,
             (None, ..) => Err(Failure::Use("certificate: give a case and --out DIR, or one of: key, check, log, new-signer".to_owned())),
         },
+        Command::Keys { command } => Box::pin(keys::run(load()?, command, output)).await,
         Command::Open(args) => open::run(load()?, args, output).await,
         Command::Audit { command: AuditCommand::Verify(args) } => audit::verify(load()?, &args, output).await,
         Command::Audit { command: AuditCommand::Checkpoint { out } } => audit::checkpoint(load()?, &out, output).await,

@@ -92,6 +92,13 @@ fn urls(config: &Config, problems: &mut Vec<String>) {
     if !root_known {
         problems.push("keys.root: must begin with file:, transit: or awskms:".to_owned());
     }
+    if config.keys.root.starts_with("transit:") && config.keys.root_token.is_none() {
+        problems.push("keys.root_token: needed for a transit: root key".to_owned());
+    }
+    let has_aws = config.keys.root_access_key_id.is_some() && config.keys.root_secret_access_key.is_some();
+    if config.keys.root.starts_with("awskms:") && !has_aws {
+        problems.push("keys.root_access_key_id and keys.root_secret_access_key: needed for an awskms: root key".to_owned());
+    }
 }
 
 /// Every store has a database of its own: the proof reads a store's files for what must not be in them, and would find in the vault's
@@ -150,6 +157,8 @@ fn production(config: &Config, problems: &mut Vec<String>) {
         ("spapi.endpoints.fe", spapi.endpoints.fe.as_deref()),
         ("spapi.lwa_endpoint", Some(spapi.lwa_endpoint.as_str())),
         ("registry.url", config.registry.as_ref().map(|r| r.url.as_str())),
+        ("keys.root", config.keys.root.strip_prefix("transit:")),
+        ("keys.root_endpoint", config.keys.root_endpoint.as_deref()),
     ];
     for (key, url) in addresses {
         if url.is_some_and(|u| !u.starts_with("https://")) {

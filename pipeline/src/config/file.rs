@@ -223,6 +223,16 @@ pub struct Keys {
     pub root: String,
     /// Why a root key in a file is right in production; refused there without.
     pub file_root_reason: Option<String>,
+    /// The token of the transit engine; read again at each call, so that whoever renews it may write it there.
+    pub root_token: Option<SecretRef>,
+    /// `AWS_ACCESS_KEY_ID` of who may use the KMS key.
+    pub root_access_key_id: Option<SecretRef>,
+    /// `AWS_SECRET_ACCESS_KEY` of who may use the KMS key.
+    pub root_secret_access_key: Option<SecretRef>,
+    /// `AWS_SESSION_TOKEN`, for temporary credentials.
+    pub root_session_token: Option<SecretRef>,
+    /// KMS at another address than AWS's own for the key's region.
+    pub root_endpoint: Option<String>,
     /// `postgres://user@host/name` or `sqlite:///path`.
     pub database: String,
     /// The database's password.

@@ -88,6 +88,7 @@ impl From<KeyError> for PollError {
             KeyError::Database(error) => Self::Keys { code: error.code },
             KeyError::Root(_) => Self::Keys { code: "root_key".to_owned() },
             KeyError::LeaseLost => Self::Keys { code: "lease_lost".to_owned() },
+            KeyError::Rewrapped(_) => Self::Keys { code: "keys_rotated".to_owned() },
             KeyError::Restored => Self::Keys { code: "keys_restored".to_owned() },
             KeyError::SellerUnknown(_) => Self::Keys { code: "seller_unknown".to_owned() },
             KeyError::Damaged { .. } => Self::Keys { code: "damaged".to_owned() },

@@ -25,6 +25,8 @@ use crate::telemetry::chain;
 
 /// How often connections are asked whether they still answer (chosen: `/readyz` is then at most this old).
 const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// How often the root key is asked (chosen: each time costs a key service two calls).
+const ROOT_PROBE_EVERY: Duration = Duration::from_secs(10);
 /// How often a poller that waits for its share looks for it.
 const SHARE_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How often the list of sellers is read again from the database.
@@ -187,9 +189,10 @@ impl Roles {
         });
         let (app, missing, stop) = (Arc::clone(app), Arc::clone(&self.missing), stop.clone());
         let sinks = self.sinks.clone();
+        let root = watch_root(tasks, &app, stop.clone());
         tasks.spawn(async move {
             loop {
-                let mut now = Vec::new();
+                let mut now: Vec<String> = root.lock().unwrap_or_else(PoisonError::into_inner).clone().into_iter().collect();
                 if !app.kafka.probe().await {
                     now.push(format!("kafka.bootstrap {} does not answer", app.kafka.address()));
                 }
@@ -255,4 +258,21 @@ pub(super) async fn drain(tasks: &mut Tasks) -> Option<String> {
         }
     }
     failure
+}
+
+/// Asks the root key beside the other parts, since one that does not answer takes its time; what it says is in what this returns.
+fn watch_root(tasks: &mut Tasks, app: &Arc<App>, stop: CancellationToken) -> Arc<Mutex<Option<String>>> {
+    let said = Arc::new(Mutex::new(None));
+    let (app, missing) = (Arc::clone(app), Arc::clone(&said));
+    tasks.spawn(async move {
+        loop {
+            let root = app.base.keyring.root();
+            let Some(answer) = stop.run_until_cancelled(root.probe()).await else { return Ok(()) };
+            *missing.lock().unwrap_or_else(PoisonError::into_inner) = answer.err().map(|error| format!("keys.root: {error}"));
+            if tokio::time::timeout(ROOT_PROBE_EVERY, stop.cancelled()).await.is_ok() {
+                return Ok(());
+            }
+        }
+    });
+    said
 }

@@ -24,7 +24,7 @@ fn context(seller: &SellerId) -> Context<'_> {
     Context { seller, entity: EntityToken([0; 16]), group: FieldGroup::Unclassified, classification: CLASSIFICATION }
 }
 
-fn wrap_context(case: &CaseId) -> Vec<u8> {
+pub(crate) fn wrap_context(case: &CaseId) -> Vec<u8> {
     format!("case control|{case}").into_bytes()
 }
 

@@ -148,6 +148,7 @@ impl From<KeyError> for CaseError {
             other @ (KeyError::Root(_)
             | KeyError::LeaseLost
             | KeyError::Restored
+            | KeyError::Rewrapped(_)
             | KeyError::SellerRemoved(_)
             | KeyError::SellerUnknown(_)
             | KeyError::CursorMoved { .. }

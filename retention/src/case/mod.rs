@@ -23,6 +23,7 @@ pub mod verify;
 
 pub use certify::{About, signer_from_file};
 pub use certlog::{Files, KnownLog, LogFault, VerifiedLog, certificate_files, log_files, log_head, verify_log};
+pub(crate) use control::wrap_context as control_context;
 pub use engine::{Engine, Parts};
 pub use held::{Holds, RingHolds};
 pub use keys::{Keys, RingKeys};

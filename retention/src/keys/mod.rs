@@ -13,25 +13,31 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ring::rand::SystemRandom;
+use secrecy::SecretString;
+use sqlx::Row as _;
 use sunder_schemas::ids::{EntityToken, KeyId, SellerId};
 use sunder_schemas::time::{Clock, Timestamp};
 
+pub(crate) use self::quarantine::context as quarantine_context;
 pub(crate) use self::seal::commits;
 pub use self::seal::{Context, DataKey, OpenError};
 pub use self::seller::SellerKeys;
-pub(crate) use self::seller::{LostLedger, fresh, ledger_fingerprint};
+pub(crate) use self::seller::{LEDGER, LostLedger, TOKENS, fresh, ledger_fingerprint, role_context, wrapping_context};
 use crate::admit::{self, Admission, Candidate};
 use crate::cursor::{self, PageCommit};
 use crate::deadline::Policy;
-use crate::keydb::{DbError, KeyDb};
+use crate::keydb::{DbError, KeyDb, on};
 use crate::lease::{EpochGate, ErasedKeys, LeaseState};
-use crate::ledger::{self, SubjectState};
+use crate::ledger::{self, LockedSeller, SubjectState};
 use crate::root::{RootError, RootKey};
-use crate::sellers::{self, SellerState};
+use crate::sellers::{SellerState, token_context};
 use cache::Cache;
 
 /// Unwrapped data keys kept in memory. Chosen: about 30 MB; a key that is not there costs one unwrapping of 1 us.
 const CACHED_KEYS_MAX: usize = 50_000;
+
+/// How often an admission is tried where the seller's keys change meanwhile. Chosen: a rotation changes them twice.
+const ADMISSIONS_MAX: u32 = 5;
 
 /// Why a key cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +54,9 @@ pub enum KeyError {
     /// The key database is older than this process has seen it: it was restored from a backup, and this process must start anew.
     #[error("the key database was restored from a backup under this process: start it again")]
     Restored,
+    /// A data key lies under a version of the seller's wrapping key that this process does not know: it reads both again.
+    #[error("wrapping key of seller {0} was rotated meanwhile")]
+    Rewrapped(SellerId),
     /// The seller left; only `sellers add --readmit` reopens it.
     #[error("seller {0} was removed")]
     SellerRemoved(SellerId),
@@ -82,7 +91,7 @@ impl KeyError {
         match self {
             Self::Database(e) => e.retry,
             Self::Root(RootError::Service { retry, .. }) => *retry,
-            Self::LeaseLost | Self::CursorMoved { .. } => true,
+            Self::LeaseLost | Self::Rewrapped(_) | Self::CursorMoved { .. } => true,
             Self::Root(_)
             | Self::Restored
             | Self::SellerRemoved(_)
@@ -103,6 +112,8 @@ pub struct Keyring {
     sellers: RwLock<HashMap<SellerId, Arc<SellerKeys>>>,
     quarantine: RwLock<Option<(String, Arc<DataKey>)>>,
     cache: Cache,
+    /// Refresh tokens by seller, each with its wrapped form: pollers ask for all of them every few seconds, and a key service is far.
+    tokens: RwLock<HashMap<SellerId, (Vec<u8>, SecretString)>>,
     lease: Arc<LeaseState>,
     gate: EpochGate,
     erased: ErasedKeys,
@@ -127,6 +138,7 @@ impl Keyring {
             sellers: RwLock::default(),
             quarantine: RwLock::default(),
             cache: Cache::new(CACHED_KEYS_MAX),
+            tokens: RwLock::default(),
             lease: Arc::new(LeaseState::default()),
             gate: EpochGate::default(),
             erased: ErasedKeys::default(),
@@ -191,6 +203,20 @@ impl Keyring {
         &self.random
     }
 
+    /// The refresh token of `seller` that `wrapped` holds: unwrapped once, kept while it stays the same and the lease runs.
+    pub(crate) async fn refresh_token(&self, seller: &SellerId, wrapped: Vec<u8>) -> Result<SecretString, KeyError> {
+        self.lease.check()?;
+        let known = self.tokens.read().unwrap_or_else(PoisonError::into_inner).get(seller).filter(|(known, _)| *known == wrapped).cloned();
+        if let Some((_, token)) = known {
+            return Ok(token);
+        }
+        let bytes = self.root.unwrap(&token_context(seller), &wrapped).await?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| KeyError::Damaged { what: "refresh token", seller: seller.clone() })?;
+        let token = SecretString::from(text);
+        self.tokens.write().unwrap_or_else(PoisonError::into_inner).insert(seller.clone(), (wrapped, token.clone()));
+        Ok(token)
+    }
+
     pub(crate) const fn cache(&self) -> &Cache {
         &self.cache
     }
@@ -212,13 +238,34 @@ impl Keyring {
     /// Forgets the cached keys of `seller`: after rotation, removal or readmission.
     pub fn forget_seller(&self, seller: &SellerId) {
         self.sellers.write().unwrap_or_else(PoisonError::into_inner).remove(seller);
+        self.tokens.write().unwrap_or_else(PoisonError::into_inner).remove(seller);
     }
 
-    /// Forgets the cached keys of sellers that were removed meanwhile.
-    pub(crate) async fn forget_removed(&self) -> Result<(), DbError> {
-        for seller in sellers::list(&self.db).await?.into_iter().filter(|seller| seller.state == SellerState::Removed) {
-            self.forget_seller(&seller.id);
+    /// Forgets the cached keys of sellers that were removed, readmitted or rotated meanwhile.
+    pub(crate) async fn forget_changed(&self) -> Result<(), DbError> {
+        let failed = on("read the sellers' keys");
+        let rows = sqlx::query("SELECT seller, state, generation, wrapping_version, wrapping_previous IS NOT NULL FROM seller")
+            .fetch_all(self.db.pool())
+            .await
+            .map_err(&failed)?;
+        let mut current = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let is_rotating = row.try_get::<bool, _>(4).or_else(|_| row.try_get::<i64, _>(4).map(|n| n != 0)).map_err(&failed)?;
+            let locked = LockedSeller {
+                state: row.try_get(1).map_err(&failed)?,
+                generation: row.try_get(2).map_err(&failed)?,
+                wrapping_version: row.try_get(3).map_err(&failed)?,
+            };
+            current.insert(row.try_get::<String, _>(0).map_err(&failed)?, (locked, is_rotating));
         }
+        let is_here =
+            |seller: &SellerId| current.get(seller.as_str()).is_some_and(|(locked, _)| locked.state != SellerState::Removed.as_str());
+        self.tokens.write().unwrap_or_else(PoisonError::into_inner).retain(|seller, _| is_here(seller));
+        self.sellers.write().unwrap_or_else(PoisonError::into_inner).retain(|seller, keys| {
+            current.get(seller.as_str()).is_some_and(|(locked, is_rotating)| {
+                locked.state != SellerState::Removed.as_str() && keys.is_current(locked) && keys.is_rotating() == *is_rotating
+            })
+        });
         Ok(())
     }
 
@@ -228,6 +275,14 @@ impl Keyring {
     /// # Errors
     /// [`KeyError`]: nothing may be sealed.
     pub async fn admit(&self, seller: &SellerId, candidates: &[Candidate]) -> Result<Vec<Admission>, KeyError> {
+        for _ in 1..ADMISSIONS_MAX {
+            self.lease.check()?;
+            match admit::admit(self, seller, candidates).await {
+                // A rotation came in between; the keys are read again.
+                Err(error) if admit::is_outdated(&error) => {}
+                other => return other,
+            }
+        }
         self.lease.check()?;
         admit::admit(self, seller, candidates).await
     }
@@ -280,6 +335,7 @@ impl Keyring {
     /// Drops every key from memory: the lease was lost.
     pub(crate) fn drop_all(&self) {
         self.cache.clear();
+        self.tokens.write().unwrap_or_else(PoisonError::into_inner).clear();
         self.sellers.write().unwrap_or_else(PoisonError::into_inner).clear();
         *self.quarantine.write().unwrap_or_else(PoisonError::into_inner) = None;
     }

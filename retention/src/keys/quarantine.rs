@@ -16,7 +16,7 @@ use crate::outbox::{self, Outgoing};
 /// How long a day's key lives after its day (DESIGN section 2, rule 2).
 pub(crate) const QUARANTINE_LIFE: Period = Period::days(7);
 
-pub(super) fn context(day: &str, id: KeyId) -> Vec<u8> {
+pub(crate) fn context(day: &str, id: KeyId) -> Vec<u8> {
     [b"sunder quarantine key 1".as_slice(), day.as_bytes(), &id.0].concat()
 }
 

@@ -16,8 +16,12 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::seal::{self, DataKey};
 use super::{KeyError, Keyring};
 use crate::keydb::on;
+use crate::ledger::LockedSeller;
 use crate::mirror;
-use crate::root::{self, KEY_LEN};
+use crate::root::{self, KEY_LEN, RootError};
+
+/// How often a seller's keys are read where the root key is rotated meanwhile. Chosen: a rotation takes seconds, a read milliseconds.
+const READS_MAX: u32 = 5;
 
 /// What stands under the HMAC of a token for its kind, so that an order and a package of the same id differ. Never changed: tokens are keys.
 const fn label(kind: TokenKind) -> &'static [u8] {
@@ -35,6 +39,8 @@ pub struct SellerKeys {
     generation: i64,
     wrapping_version: i64,
     wrapping: LessSafeKey,
+    /// The version before, while data keys still lie under it.
+    previous: Option<LessSafeKey>,
     tokens: hmac::Key,
     ledger: hmac::Key,
     lost: Option<LostLedger>,
@@ -82,11 +88,6 @@ impl SellerKeys {
         EventId(uuid::Builder::from_custom_bytes(front(&tag)).into_uuid())
     }
 
-    /// Counts readmissions.
-    pub(crate) const fn generation(&self) -> i64 {
-        self.generation
-    }
-
     /// Version of the wrapping key.
     pub(crate) const fn wrapping_version(&self) -> i64 {
         self.wrapping_version
@@ -97,27 +98,52 @@ impl SellerKeys {
         self.lost
     }
 
+    /// Whether these are the keys of the seller's row as it is locked.
+    pub(crate) const fn is_current(&self, locked: &LockedSeller) -> bool {
+        locked.generation == self.generation && locked.wrapping_version == self.wrapping_version
+    }
+
+    /// Whether the version before still unwraps.
+    pub(crate) const fn is_rotating(&self) -> bool {
+        self.previous.is_some()
+    }
+
     /// Wraps a data key for the database.
     pub(crate) fn wrap(&self, random: &dyn SecureRandom, id: KeyId, fingerprint: Fingerprint, bytes: &[u8]) -> Option<Vec<u8>> {
         root::wrap(&self.wrapping, random, &self.context(id, fingerprint), bytes)
     }
 
-    /// Opens a wrapped data key and checks that it is the one that was committed to.
-    pub(crate) fn unwrap(&self, id: KeyId, fingerprint: Fingerprint, wrapped: &[u8], commitment: &[u8]) -> Result<DataKey, KeyError> {
-        let bytes = self.unwrap_bytes(id, fingerprint, wrapped, commitment)?;
-        DataKey::from_bytes(id, &bytes).ok_or_else(|| KeyError::Damaged { what: "data key", seller: self.seller.clone() })
-    }
-
-    /// The bytes of a wrapped data key, checked against its commitment: for unwrapping and the recover test alone.
-    pub(super) fn unwrap_bytes(
+    /// Opens a data key that lies under `version` of the wrapping key and checks that it is the one that was committed to.
+    pub(crate) fn unwrap(
         &self,
         id: KeyId,
         fingerprint: Fingerprint,
         wrapped: &[u8],
+        version: Option<i64>,
+        commitment: &[u8],
+    ) -> Result<DataKey, KeyError> {
+        let bytes = self.unwrap_bytes(id, fingerprint, wrapped, version, commitment)?;
+        DataKey::from_bytes(id, &bytes).ok_or_else(|| KeyError::Damaged { what: "data key", seller: self.seller.clone() })
+    }
+
+    /// The bytes of a wrapped data key, checked against its commitment: for unwrapping, rotation and the recover test alone.
+    pub(crate) fn unwrap_bytes(
+        &self,
+        id: KeyId,
+        fingerprint: Fingerprint,
+        wrapped: &[u8],
+        version: Option<i64>,
         commitment: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, KeyError> {
         let damaged = || KeyError::Damaged { what: "data key", seller: self.seller.clone() };
-        let bytes = root::unwrap(&self.wrapping, &self.context(id, fingerprint), wrapped).ok_or_else(damaged)?;
+        let wrapping = match version.unwrap_or(1) {
+            version if version == self.wrapping_version => &self.wrapping,
+            version if version + 1 == self.wrapping_version => {
+                self.previous.as_ref().ok_or_else(|| KeyError::Rewrapped(self.seller.clone()))?
+            }
+            _ => return Err(KeyError::Rewrapped(self.seller.clone())),
+        };
+        let bytes = root::unwrap(wrapping, &self.context(id, fingerprint), wrapped).ok_or_else(damaged)?;
         if seal::commits(&bytes, commitment) { Ok(bytes) } else { Err(damaged()) }
     }
 
@@ -178,13 +204,21 @@ fn front<const N: usize>(tag: &hmac::Tag) -> [u8; N] {
 }
 
 /// The wrapping context of one of a seller's keys.
-pub(super) fn role_context(seller: &SellerId, role: &str, generation: i64) -> Vec<u8> {
+pub(crate) fn role_context(seller: &SellerId, role: &str, generation: i64) -> Vec<u8> {
     parts(&[b"sunder seller key 1", seller.as_str().as_bytes(), role.as_bytes(), &generation.to_be_bytes()])
 }
 
-pub(super) const WRAPPING: &str = "wrapping";
-pub(super) const TOKENS: &str = "tokens";
-pub(super) const LEDGER: &str = "ledger";
+/// The wrapping context of `version` of a seller's wrapping key.
+pub(crate) fn wrapping_context(seller: &SellerId, generation: i64, version: i64) -> Vec<u8> {
+    match version {
+        1 => role_context(seller, WRAPPING, generation),
+        version => role_context(seller, &format!("{WRAPPING} {version}"), generation),
+    }
+}
+
+const WRAPPING: &str = "wrapping";
+pub(crate) const TOKENS: &str = "tokens";
+pub(crate) const LEDGER: &str = "ledger";
 
 /// Fresh keys of a seller, wrapped by the root: wrapping, token and ledger key.
 pub(crate) struct FreshKeys {
@@ -253,12 +287,25 @@ pub(crate) async fn ledger_fingerprint(keyring: &Keyring, seller: &SellerId, ord
 }
 
 async fn load(keyring: &Keyring, seller: &SellerId) -> Result<Option<SellerKeys>, KeyError> {
+    for _ in 1..READS_MAX {
+        match try_load(keyring, seller).await {
+            // Between reading the row and unwrapping what it held, the root key may have been rotated: then the row holds something else.
+            Err(KeyError::Root(RootError::NotOurs)) => {}
+            other => return other,
+        }
+    }
+    try_load(keyring, seller).await
+}
+
+async fn try_load(keyring: &Keyring, seller: &SellerId) -> Result<Option<SellerKeys>, KeyError> {
     let failed = on("read a seller's keys");
-    let row = sqlx::query("SELECT state, generation, wrapping_key, wrapping_version, token_key, ledger_key FROM seller WHERE seller = $1")
-        .bind(seller.as_str())
-        .fetch_optional(keyring.db().pool())
-        .await
-        .map_err(&failed)?;
+    let row = sqlx::query(
+        "SELECT state, generation, wrapping_key, wrapping_previous, wrapping_version, token_key, ledger_key FROM seller WHERE seller = $1",
+    )
+    .bind(seller.as_str())
+    .fetch_optional(keyring.db().pool())
+    .await
+    .map_err(&failed)?;
     let Some(row) = row else { return Ok(None) };
     let state: String = row.try_get("state").map_err(&failed)?;
     let generation: i64 = row.try_get("generation").map_err(&failed)?;
@@ -272,12 +319,19 @@ async fn load(keyring: &Keyring, seller: &SellerId) -> Result<Option<SellerKeys>
     let damaged = || KeyError::Damaged { what: "seller keys", seller: seller.clone() };
     let open =
         async |role: &str, generation: i64, wrapped: &[u8]| keyring.root().unwrap(&role_context(seller, role, generation), wrapped).await;
-    let wrapping = open(WRAPPING, generation, &wrapping).await?;
+    let version: i64 = row.try_get("wrapping_version").map_err(&failed)?;
+    let expand = |bytes: &[u8]| UnboundKey::new(&AES_256_GCM, bytes).map(LessSafeKey::new).map_err(|_| damaged());
+    let wrapping = keyring.root().unwrap(&wrapping_context(seller, generation, version), &wrapping).await?;
+    let previous = match row.try_get::<Option<Vec<u8>>, _>("wrapping_previous").map_err(&failed)? {
+        None => None,
+        Some(previous) => Some(expand(&keyring.root().unwrap(&wrapping_context(seller, generation, version - 1), &previous).await?)?),
+    };
     Ok(Some(SellerKeys {
         seller: seller.clone(),
         generation,
-        wrapping_version: row.try_get("wrapping_version").map_err(&failed)?,
-        wrapping: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &wrapping).map_err(|_| damaged())?),
+        wrapping_version: version,
+        wrapping: expand(&wrapping)?,
+        previous,
         tokens: hmac::Key::new(hmac::HMAC_SHA256, &open(TOKENS, generation, &tokens).await?),
         ledger: hmac::Key::new(hmac::HMAC_SHA256, &open(LEDGER, 1, &ledger).await?),
         lost: lost_ledger(keyring, seller).await?,

@@ -8,7 +8,7 @@ use super::{KeyError, Keyring, quarantine, seller};
 use crate::keydb::{DbError, blob, on};
 
 impl Keyring {
-    /// The bytes of the seller's own three keys, of every quarantine key, and of its live data keys, the newest first, at most `most`.
+    /// The bytes of the seller's own keys, of every quarantine key, and of its live data keys, the newest first, at most `most`.
     pub(crate) async fn surviving(&self, of: &SellerId, most: usize) -> Result<Vec<Zeroizing<Vec<u8>>>, KeyError> {
         let mut bytes = self.own_keys(of).await?;
         bytes.extend(self.quarantine_keys().await?);
@@ -20,18 +20,27 @@ impl Keyring {
 
     async fn own_keys(&self, of: &SellerId) -> Result<Vec<Zeroizing<Vec<u8>>>, KeyError> {
         let failed = on("read a seller's keys");
-        let row = sqlx::query("SELECT generation, wrapping_key, token_key, ledger_key FROM seller WHERE seller = $1")
-            .bind(of.as_str().to_owned())
-            .fetch_optional(self.db().pool())
-            .await
-            .map_err(&failed)?;
+        let row = sqlx::query(
+            "SELECT generation, wrapping_key, wrapping_previous, token_key, ledger_key, wrapping_version FROM seller WHERE seller = $1",
+        )
+        .bind(of.as_str().to_owned())
+        .fetch_optional(self.db().pool())
+        .await
+        .map_err(&failed)?;
         let Some(row) = row else { return Ok(Vec::new()) };
         let generation: i64 = row.try_get(0).map_err(&failed)?;
+        let version: i64 = row.try_get(5).map_err(&failed)?;
         let mut bytes = Vec::new();
-        for (column, role, generation) in [(1, seller::WRAPPING, generation), (2, seller::TOKENS, generation), (3, seller::LEDGER, 1)] {
+        let contexts = [
+            seller::wrapping_context(of, generation, version),
+            seller::wrapping_context(of, generation, version - 1),
+            seller::role_context(of, seller::TOKENS, generation),
+            seller::role_context(of, seller::LEDGER, 1),
+        ];
+        for (column, context) in (1usize..).zip(contexts) {
             let wrapped: Option<Vec<u8>> = row.try_get(column).map_err(&failed)?;
             if let Some(wrapped) = wrapped {
-                bytes.push(self.root().unwrap(&seller::role_context(of, role, generation), &wrapped).await?);
+                bytes.push(self.root().unwrap(&context, &wrapped).await?);
             }
         }
         Ok(bytes)
@@ -56,7 +65,7 @@ impl Keyring {
     async fn live_keys(&self, of: &SellerId, most: usize) -> Result<Vec<Zeroizing<Vec<u8>>>, KeyError> {
         let failed = on("read live keys");
         let rows = sqlx::query(
-            "SELECT fingerprint, key_id, wrapped, commitment FROM subject WHERE seller = $1 AND state = 'live' ORDER BY created_at DESC, \
+            "SELECT fingerprint, key_id, wrapped, commitment, wrapping_version FROM subject WHERE seller = $1 AND state = 'live' ORDER BY created_at DESC, \
              fingerprint LIMIT $2",
         )
         .bind(of.as_str().to_owned())
@@ -75,7 +84,7 @@ impl Keyring {
             let id = blob(&row, "key_id")?.map(KeyId).ok_or_else(bad)?;
             let wrapped: Vec<u8> = row.try_get(2).map_err(&failed)?;
             let commitment: Vec<u8> = row.try_get(3).map_err(&failed)?;
-            bytes.push(keys.unwrap_bytes(id, fingerprint, &wrapped, &commitment)?);
+            bytes.push(keys.unwrap_bytes(id, fingerprint, &wrapped, row.try_get(4).map_err(&failed)?, &commitment)?);
         }
         Ok(bytes)
     }

@@ -218,7 +218,7 @@ impl<'a> Restore<'a> {
             "INSERT INTO seller (seller, state, state_code, generation, wrapping_key, wrapping_version, token_key, ledger_key, created_at, \
              updated_at) VALUES ($1, $2, $3, $4, NULL, 1, NULL, $5, $6, $6) ON CONFLICT (seller) DO UPDATE SET state = excluded.state, \
              state_code = excluded.state_code, generation = excluded.generation, refresh_token = NULL, wrapping_key = NULL, \
-             token_key = NULL, updated_at = excluded.updated_at",
+             wrapping_previous = NULL, token_key = NULL, updated_at = excluded.updated_at",
         )
         .bind(log.seller.as_str().to_owned())
         .bind(state)

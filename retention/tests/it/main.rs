@@ -15,6 +15,8 @@ mod lease;
 mod logs;
 mod read;
 mod restore;
+mod rotate;
+mod services;
 mod sim;
 mod support;
 mod world;

@@ -129,6 +129,9 @@ async fn every_command_prints_one_document_when_it_works_and_when_it_does_not() 
     run("hold list", 0);
     run(&format!("hold remove {hold}"), 0);
     run("inventory", 0);
+    run("keys status", 0);
+    run("keys rotate", 0);
+    run("keys inventory", 0);
     run("sellers remove A2NEW", 0);
 
     // What fails: an unknown thing, a wrong word, a file that is not there.
@@ -136,6 +139,7 @@ async fn every_command_prints_one_document_when_it_works_and_when_it_does_not() 
     run("verify case-20200101-0000000000000000", 1);
     run("sellers remove A0NOBODY", 2);
     run("sellers pause A0NOBODY", 1);
+    run("keys rotate --seller A0NOBODY", 1);
     run(&format!("{add} --until 2020-12-31"), 2);
     run("hold remove hold-20200101-0000000000000000", 2);
     run("sellers add --id A3 --region mars --marketplaces X --token-file TOKEN", 2);

@@ -13,6 +13,7 @@ mod leaks;
 mod register;
 mod requests;
 mod restore;
+mod rotation;
 mod running;
 mod story;
 mod strangers;
