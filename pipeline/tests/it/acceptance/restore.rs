@@ -263,6 +263,7 @@ async fn what_cannot_be_had_again_after_a_restore_is_counted_and_named_and_leave
     assert!(detail.contains("are lost with their keys"), "{detail}");
     until_idle(&world);
     assert_eq!(orphans(&world).await, BTreeSet::new(), "lost blocks have left the vault");
+    assert_eq!(overdue(&world, 72).await, 0, "what still opens arrived late enough");
     assert_counts_without(&world, 1).await;
 }
 
@@ -277,6 +278,15 @@ async fn orphans(world: &World) -> BTreeSet<String> {
                   WHERE selling_partner_id <> '~canary'";
     let live = column(&world.urls.keys, "SELECT lower(hex(token)) FROM subject WHERE state = 'live'").await;
     column(&world.urls.vault, sealed).await.difference(&live).cloned().collect()
+}
+
+/// Keys that live past their deadline by a clock that is `days` ahead.
+async fn overdue(world: &World, days: i64) -> i64 {
+    use sqlx::Connection;
+    let mut connection = sqlx::SqliteConnection::connect(&world.urls.keys).await.expect("the database answers");
+    let now = chrono::Utc::now() + chrono::Duration::days(days);
+    let sql = "SELECT count(*) FROM subject WHERE state = 'live' AND deadline < $1";
+    sqlx::query_scalar(sql).bind(now.timestamp_millis()).fetch_one(&mut connection).await.expect("query")
 }
 
 #[tokio::test(flavor = "multi_thread")]
