@@ -176,7 +176,7 @@ pub struct SinkRunner<R> {
 }
 
 impl<R: FromTopic + Sync> SinkRunner<R> {
-    /// A runner that feeds `sink`; a vault needs the `keyring` whose destroyed keys it asks about.
+    /// A runner that feeds `sink`; a sink that refuses what was erased needs the `keyring` that knows it, under whose lease it applies.
     #[must_use]
     pub fn new(kafka: Kafka, schemas: Arc<Schemas>, sink: Arc<dyn Sink<R>>, keyring: Option<Arc<Keyring>>) -> Self {
         Self { kafka, schemas, sink, keyring, ledger: None, progress: Mutex::default() }

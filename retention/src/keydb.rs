@@ -63,6 +63,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (202, include_str!("../migrations/0202_case_block.sql")),
     (140, include_str!("../migrations/0140_business_period.sql")),
     (141, include_str!("../migrations/0141_hold.sql")),
+    (131, include_str!("../migrations/0131_case_residual.sql")),
 ];
 
 /// An error of the key database: what was tried and a code; never the database's own text, which quotes values.

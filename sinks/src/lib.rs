@@ -26,7 +26,7 @@ pub use error::{Retry, SinkError};
 pub use lookup::RowText;
 pub use options::StoreOptions;
 pub use vault::{Destroyed, Vault};
-pub use warehouse::Warehouse;
+pub use warehouse::{Warehouse, Withheld};
 
 /// One partition of one incarnation of a topic: offsets mean nothing without all three.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

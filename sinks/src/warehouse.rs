@@ -1,9 +1,12 @@
 //! The warehouse: typed tables without personal data, one per kind, for analysts.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use sunder_retention::store::{Aged, Control, Extent, Forget, Mark, Needles, Prove, ScanReport, StoreError, Subject};
 use sunder_schemas::class::Kind;
-use sunder_schemas::ids::Offset;
+use sunder_schemas::ids::{EntityToken, Offset};
+use sunder_schemas::outcome::FilterReason;
 use sunder_schemas::records::StateRecord;
 use sunder_schemas::time::Timestamp;
 use sunder_schemas::topic::Topic;
@@ -13,9 +16,13 @@ use crate::options::StoreOptions;
 use crate::store::{Move, Store};
 use crate::{Applied, Change, Sink, SinkError, Source, tables};
 
+/// Says whether an entity was erased with its business data: no row of it is stored, whichever replay or restore brings it.
+pub type Withheld = Arc<dyn Fn(EntityToken) -> bool + Send + Sync>;
+
 /// Typed non-personal rows, fed by `state.*`.
 pub struct Warehouse {
     store: Store,
+    withheld: Withheld,
 }
 
 impl Warehouse {
@@ -41,7 +48,14 @@ impl Warehouse {
     /// [`SinkError`], also where the database cannot be reached.
     pub async fn open(options: &StoreOptions) -> Result<Self, SinkError> {
         let topics = Kind::ALL.iter().enumerate().map(|(index, kind)| (Topic::State(*kind).name(&options.prefix), index)).collect();
-        Ok(Self { store: Store::open("warehouse", options, tables::warehouse(), topics, true).await? })
+        let store = Store::open("warehouse", options, tables::warehouse(), topics, true).await?;
+        Ok(Self { store, withheld: Arc::new(|_| false) })
+    }
+
+    /// The same warehouse, which refuses the rows of entities that are `withheld`.
+    #[must_use]
+    pub fn gated(self, withheld: Withheld) -> Self {
+        Self { withheld, ..self }
     }
 
     /// Full names of the topics that feed it.
@@ -71,7 +85,9 @@ impl Sink<StateRecord> for Warehouse {
         next: Offset,
         changes: Vec<Change<StateRecord>>,
     ) -> Result<Applied, SinkError> {
-        self.store.apply(Move { source, expected, next }, changes, |_| None).await
+        let withheld = Arc::clone(&self.withheld);
+        let refused = move |record: &StateRecord| withheld(record.entity()).then_some(FilterReason::Erased);
+        self.store.apply(Move { source, expected, next }, changes, refused).await
     }
 
     async fn rebuild(&self, topic: &str, incarnation: &str) -> Result<u64, SinkError> {

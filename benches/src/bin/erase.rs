@@ -132,7 +132,7 @@ async fn erase(engine: &Engine, keys: &Keys, orders: impl Iterator<Item = u64>) 
         }
     }
     let mut times = Vec::new();
-    for event in show(keys.keyring.db(), &case).await?.events {
+    for event in show(keys.keyring.db(), &case, keys.keyring.now()).await?.events {
         times.push((event.step, Timestamp::parse(&event.at_system)?.0 - asked.0));
     }
     Ok((case, times))

@@ -121,8 +121,9 @@ impl Base {
     /// [`StartError`].
     pub async fn warehouse(&self) -> Result<Arc<Warehouse>, StartError> {
         let options = self.store_options("warehouse.password", &self.config.warehouse)?;
-        let warehouse = Warehouse::open(&options).await;
-        Ok(Arc::new(warehouse.map_err(part(format!("warehouse.url {}", self.config.warehouse.url)))?))
+        let erased = self.keyring.erased().clone();
+        let warehouse = Warehouse::open(&options).await.map_err(part(format!("warehouse.url {}", self.config.warehouse.url)))?;
+        Ok(Arc::new(warehouse.gated(Arc::new(move |entity| erased.withholds(entity)))))
     }
 
     fn store_options(&self, key: &str, store: &Store) -> Result<StoreOptions, StartError> {

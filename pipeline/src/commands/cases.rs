@@ -19,11 +19,11 @@ pub(super) async fn list(config: Config, id: Option<&str>, output: Output) -> Re
     let db = base.keyring.db();
     match id {
         None => {
-            let cases = sunder_retention::case::list(db).await.map_err(|e| Failure::of("cases", &e))?;
+            let cases = sunder_retention::case::list(db, base.clock.now()).await.map_err(|e| Failure::of("cases", &e))?;
             output.show(&cases, || show_all(&cases));
         }
         Some(id) => {
-            let case = sunder_retention::case::show(db, &case_id(id)?).await.map_err(|e| Failure::of("cases", &e))?;
+            let case = sunder_retention::case::show(db, &case_id(id)?, base.clock.now()).await.map_err(|e| Failure::of("cases", &e))?;
             output.show(&case, || show_one(&case));
         }
     }
@@ -35,7 +35,8 @@ fn show_all(cases: &[Shown]) -> String {
         return "no cases".to_owned();
     }
     let rows = cases.iter().map(|case| {
-        let blocked = case.blocked_by.clone().unwrap_or_default();
+        let late = if case.late { "LATE " } else { "" };
+        let blocked = format!("{late}{}", case.blocked_by.as_deref().unwrap_or_default());
         vec![
             case.id.to_string(),
             case.state.to_string(),
@@ -52,7 +53,7 @@ fn show_all(cases: &[Shown]) -> String {
 pub(super) fn show_one(case: &Shown) -> String {
     let mut lines =
         vec![format!("{}  {}  ({}, seller {}, {} subjects)", case.id, case.state, case.reason.as_str(), case.seller, case.subjects)];
-    lines.push(format!("opened {}, due {}", case.opened_at, case.due_at));
+    lines.push(format!("opened {}, due {}{}", case.opened_at, case.due_at, if case.late { ", LATE" } else { "" }));
     if let Some(why) = &case.blocked_by {
         lines.push(format!("waits for: {why}"));
     }

@@ -214,9 +214,27 @@ async fn keys(base: &Base) -> Vec<Entry> {
     entries
 }
 
+/// Cases that are not done by their day.
+async fn late_cases(base: &Base) -> Vec<Entry> {
+    match case::late(base.keyring.db(), base.clock.now()).await {
+        Ok(late) if late.is_empty() => vec![ok("cases", "none is late")],
+        Ok(late) => late
+            .iter()
+            .map(|case| {
+                let is_certified = case.state == State::Certified;
+                let otherwise = if is_certified { "what it named as residual is still there" } else { "it is under way" };
+                let why = case.blocked_by.as_deref().unwrap_or(otherwise);
+                let detail = format!("{} of seller {} was due {} and is {}: {why}", case.id, case.seller, case.due_at, case.state);
+                warn("late case", detail, "see `sunder cases ID`; `sunder erase --now` with the same scope forces removal")
+            })
+            .collect(),
+        Err(error) => vec![fail("cases", crate::telemetry::chain(&error), "see keys.database")],
+    }
+}
+
 async fn polling(base: &Base) -> Vec<Entry> {
     let db = base.keyring.db();
-    let mut entries = Vec::new();
+    let mut entries = late_cases(base).await;
     match sellers::list(db).await {
         Ok(known) => entries.extend(known.iter().filter(|s| s.state == SellerState::Blocked).map(|s| {
             let detail = format!("{} is not polled: {}", s.id, s.code.as_deref().unwrap_or("unknown"));
@@ -228,7 +246,7 @@ async fn polling(base: &Base) -> Vec<Entry> {
         })),
         Err(error) => entries.push(fail("sellers", crate::telemetry::chain(&error), "see keys.database")),
     }
-    match case::list(db).await {
+    match case::list(db, base.clock.now()).await {
         Ok(cases) => entries.extend(cases.into_iter().filter(|case| case.state != State::Certified).filter_map(|case| {
             let detail = format!("{} ({}) waits: {}", case.id, case.state, case.blocked_by?);
             Some(warn("case", detail, "see docs/operations.md, section Cases that do not go on"))

@@ -49,7 +49,7 @@ pub(super) async fn run(config: Config, args: EraseArgs, output: Output) -> Resu
     let shown = if args.wait {
         follow(&app, &id, args.wait_limit.to_std(), output).await?
     } else {
-        case::show(app.base.keyring.db(), &id).await.map_err(|e| Failure::of("cases", &e))?
+        case::show(app.base.keyring.db(), &id, app.base.clock.now()).await.map_err(|e| Failure::of("cases", &e))?
     };
     output.show(&shown, || show_one(&shown));
     if !args.wait || shown.state == State::Certified {

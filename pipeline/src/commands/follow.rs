@@ -61,7 +61,7 @@ pub(super) async fn follow(app: &Arc<App>, id: &CaseId, limit: Duration, output:
 }
 
 async fn show(app: &App, id: &CaseId) -> Result<Shown, Failure> {
-    case::show(app.base.keyring.db(), id).await.map_err(|e| Failure::of("cases", &e))
+    case::show(app.base.keyring.db(), id, app.base.clock.now()).await.map_err(|e| Failure::of("cases", &e))
 }
 
 /// Whether another process has to work the case.
@@ -109,7 +109,7 @@ impl<'a> Watch<'a> {
 
     async fn once(&mut self, others: Others) -> Result<Option<Seen>, CaseError> {
         let db = self.app.base.keyring.db();
-        let shown = case::show(db, self.id).await?;
+        let shown = case::show(db, self.id, self.app.base.clock.now()).await?;
         self.tell(&shown);
         if shown.state == State::Certified {
             return Ok(Some(Seen::Certified));

@@ -65,7 +65,9 @@ pub(super) async fn run(config: Config, command: SellersCommand, output: Output)
                 Ok(()) | Err(KeyError::SellerRemoved(_)) => {}
                 Err(error) => return Err(Failure::of("sellers remove", &error)),
             }
-            let shown = sunder_retention::case::show(app.base.keyring.db(), &case).await.map_err(|e| Failure::of("cases", &e))?;
+            let shown = sunder_retention::case::show(app.base.keyring.db(), &case, app.base.clock.now())
+                .await
+                .map_err(|e| Failure::of("cases", &e))?;
             output.show(&shown, || show_one(&shown));
         }
     }

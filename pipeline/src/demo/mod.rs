@@ -91,7 +91,7 @@ pub async fn run(args: DemoArgs, output: Output) -> Result<u8, Failure> {
     clock.advance(LEAP);
     output.say("3. 70 days pass: every order is 30 days past its delivery, or past its cap.");
     let after = roles(&app, &[Role::Poll, Role::Split, Role::Sink, Role::Retain]).await?;
-    let cases = case::list(app.base.keyring.db()).await.map_err(|e| Failure::of("cases", &e))?;
+    let cases = case::list(app.base.keyring.db(), app.base.clock.now()).await.map_err(|e| Failure::of("cases", &e))?;
     let keys_destroyed_s = keys_destroyed_s(&app, &cases).await?;
     output.say(format!(
         "   {} keys of {} cases were destroyed within {keys_destroyed_s:.1} s; the blocks were tombstoned and removed.",
@@ -206,7 +206,7 @@ fn subjects(cases: &[Shown]) -> u64 {
 async fn keys_destroyed_s(app: &App, cases: &[Shown]) -> Result<f64, Failure> {
     let mut longest_ms = 0;
     for case in cases {
-        let shown = case::show(app.base.keyring.db(), &case.id).await.map_err(|e| Failure::of("cases", &e))?;
+        let shown = case::show(app.base.keyring.db(), &case.id, app.base.clock.now()).await.map_err(|e| Failure::of("cases", &e))?;
         let at = |step: &str| {
             let event = shown.events.iter().find(|event| event.step == step)?;
             sunder_schemas::time::Timestamp::parse(&event.at_system).ok()

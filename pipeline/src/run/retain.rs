@@ -1,11 +1,11 @@
 //! The `retain` role: sweeps, works cases, sends what waits in the outbox, keeps segments rolling.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sunder_retention::case::Progress;
+use sunder_retention::case::{self, Progress};
 use sunder_retention::{audit, outbox};
 use sunder_schemas::ids::CaseId;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,8 @@ pub struct CaseWork {
     moves: AtomicU64,
     settled: AtomicU64,
     blocked: Mutex<BTreeMap<CaseId, (Instant, String)>>,
+    /// Late cases that were told of.
+    late: Mutex<BTreeSet<CaseId>>,
 }
 
 impl CaseWork {
@@ -125,12 +127,29 @@ impl CaseWork {
         self.open.store(open, Ordering::SeqCst);
         #[expect(clippy::cast_precision_loss, reason = "a gauge of a small number")]
         metrics::gauge!("sunder_retain_cases_open").set(open as f64);
+        self.tell_late(app).await?;
         tend_audit(app).await?;
         outbox::drain(app.base.keyring.db(), &*app.log).await.map_err(|e| chain(&e))?;
         app.base.keyring.sweep_quarantine().await.map_err(|e| chain(&e))?;
         if super::lost::settle(app).await.map_err(|e| chain(&e))? {
             self.settled.fetch_add(1, Ordering::SeqCst);
         }
+        Ok(())
+    }
+
+    /// Says once of each case that it is late, and counts them.
+    async fn tell_late(&self, app: &App) -> Result<(), String> {
+        let late = case::late(app.base.keyring.db(), app.base.clock.now()).await.map_err(|e| chain(&e))?;
+        #[expect(clippy::cast_precision_loss, reason = "a gauge of a small number")]
+        metrics::gauge!("sunder_retain_cases_late").set(late.len() as f64);
+        let mut told = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        for case in &late {
+            if told.insert(case.id.clone()) {
+                let (case_id, due, state, why) = (&case.id, &case.due_at, case.state, case.blocked_by.as_deref().unwrap_or_default());
+                tracing::error!(%case_id, due, %state, why, "case is late");
+            }
+        }
+        told.retain(|id| late.iter().any(|case| case.id == *id));
         Ok(())
     }
 

@@ -150,7 +150,7 @@ impl Roles {
         let warehouse: Arc<dyn Sink<StateRecord>> = Arc::clone(&app.warehouse) as _;
         let vault: Arc<dyn Sink<PiiRecord>> = Arc::clone(&app.vault) as _;
         let keyring = Arc::clone(&app.base.keyring);
-        let of_warehouse = SinkRunner::new(app.kafka.clone(), Arc::clone(&app.schemas), warehouse, None);
+        let of_warehouse = SinkRunner::new(app.kafka.clone(), Arc::clone(&app.schemas), warehouse, Some(Arc::clone(&keyring)));
         let of_vault = SinkRunner::new(app.kafka.clone(), Arc::clone(&app.schemas), vault, Some(Arc::clone(&keyring)));
         self.start_sink(of_warehouse.with_ledger(Arc::clone(&keyring), Extent::WithBusinessData), stop, tasks);
         self.start_sink(of_vault.with_ledger(keyring, Extent::Personal), stop, tasks);

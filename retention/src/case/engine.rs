@@ -283,6 +283,7 @@ impl Engine {
             keys_destroyed_at: None,
             verified_at: None,
             certified_at: None,
+            residual_until: None,
         })
     }
 

@@ -30,7 +30,7 @@ pub use keys::{Keys, RingKeys};
 pub use machine::{Progress, State};
 pub use probe::{Moment, Point, Probe};
 pub use scope::{EraseRequest, Goes, Listed, Plan, Reason, Scope};
-pub use store::{Record, Shown, ShownEvent, has_open_roll, list, show};
+pub use store::{Record, Shown, ShownEvent, has_open_roll, late, list, show};
 pub use verify::{Case, Verified, VerifyReport};
 
 use sunder_schemas::certificate::CertificateError;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::Row;
 use sunder_schemas::certificate::{CertificateError, Iso, Statement};
+use sunder_schemas::class::Family;
 use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, SellerId};
 use sunder_schemas::note::{self, NoteSigner};
 use sunder_schemas::time::Timestamp;
@@ -37,7 +38,10 @@ pub struct MirroredRequest {
     pub reason: Reason,
     /// How much of a subject goes.
     pub extent: Extent,
-    /// `listed`, `all` or `due`.
+    /// What kind of business data goes, in a case over what is too old to be kept.
+    #[serde(default)]
+    pub kind: Option<Family>,
+    /// `listed`, `all`, `due` or `aged`.
     #[serde(default)]
     pub scope: String,
     /// Who asked: a user or role of the operator.
@@ -80,7 +84,7 @@ pub(super) fn request_records(record: &Record, subjects: &[Listed]) -> Vec<(Stri
     let pairs: Vec<_> = subjects.iter().map(|subject| (subject.fingerprint, subject.token)).collect();
     let mut parts = pairs.chunks(SUBJECTS_PER_RECORD);
     let request = json!({
-        "case": record.id, "seller": record.seller, "reason": record.reason, "extent": record.extent, "scope": record.scope,
+        "case": record.id, "seller": record.seller, "reason": record.reason, "extent": record.extent, "kind": record.kind, "scope": record.scope,
         "requested_by": record.requested_by, "forced": record.forced, "opened_at": record.opened_at.to_iso(),
         "due_at": record.due_at.to_iso(), "subjects": parts.next().unwrap_or_default(),
     });
@@ -144,6 +148,7 @@ async fn certified(tx: &mut Write, statement: &Statement, certificate: &Mirrored
         keys_destroyed_at: Some(times.keys_destroyed.policy_clock.0),
         verified_at: Some(times.verified.policy_clock.0),
         certified_at: Some(times.certified.policy_clock.0),
+        residual_until: statement.residual.iter().filter_map(|residual| residual.until).map(|until| until.0).max(),
     };
     // A digest of its own: it is closed, so no request is the same as it.
     store::insert(tx, &record, &format!("restored {case}")).await?;
@@ -232,7 +237,7 @@ pub async fn requests(
             seller: request.seller.clone(),
             reason: request.reason,
             extent: request.extent,
-            kind: None,
+            kind: request.kind,
             scope: scope.to_owned(),
             requested_by: request.requested_by.clone(),
             forced: request.forced,
@@ -245,6 +250,7 @@ pub async fn requests(
             keys_destroyed_at: None,
             verified_at: None,
             certified_at: None,
+            residual_until: None,
         };
         // The same request may have been made once more meanwhile: then that case stands for it.
         if !store::insert(&mut tx, &record, &request_digest(&record, &subjects, None)).await? {

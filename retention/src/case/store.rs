@@ -6,7 +6,7 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 use sunder_schemas::class::Family;
 use sunder_schemas::ids::{CaseId, SellerId};
-use sunder_schemas::time::Timestamp;
+use sunder_schemas::time::{Period, Timestamp};
 
 use super::machine::{Event, State, Step};
 use super::scope::Listed;
@@ -54,7 +54,13 @@ pub struct Record {
     pub verified_at: Option<Timestamp>,
     /// By the policy clock.
     pub certified_at: Option<Timestamp>,
+    /// The last day of what is named as residual, of what has one.
+    pub residual_until: Option<Timestamp>,
 }
+
+/// Within this time of its opening no copy that can be reached online may be left of what a case erases: 90 days after notice (Amazon's
+/// Data Protection Policy; controls, table of constants).
+const ONLINE_DUE: Period = Period::days(90);
 
 /// A case in the JSON shape of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -81,6 +87,10 @@ pub struct Shown {
     pub opened_at: String,
     /// ISO 8601, policy clock.
     pub due_at: String,
+    /// By when no copy that can be reached online may be left: ISO 8601, policy clock.
+    pub online_due_at: String,
+    /// Whether one of the two days passed without it.
+    pub late: bool,
     /// ISO 8601, policy clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keys_destroyed_at: Option<String>,
@@ -122,9 +132,17 @@ impl Record {
         self.reason == Reason::SellerOffboarding && self.scope == "all" && self.extent == Extent::WithBusinessData
     }
 
-    /// As the command line shows it, with `events` where a single case is asked for.
+    /// Whether the case is not certified by its due day, or something that it named can be reached online after the last day for that.
     #[must_use]
-    pub fn shown(&self, events: &[Event]) -> Shown {
+    pub fn is_late(&self, now: Timestamp) -> bool {
+        let online_due = self.opened_at.plus(ONLINE_DUE);
+        let is_left_online = now > online_due && self.residual_until.is_some_and(|until| until > online_due);
+        is_left_online || (now > self.due_at && self.certified_at.is_none())
+    }
+
+    /// As the command line shows it at `now`, with `events` where a single case is asked for.
+    #[must_use]
+    pub fn shown(&self, events: &[Event], now: Timestamp) -> Shown {
         let iso = |at: Option<Timestamp>| at.map(Timestamp::to_iso);
         Shown {
             id: self.id.clone(),
@@ -137,6 +155,8 @@ impl Record {
             older_than: iso(self.extent.older_than()),
             opened_at: self.opened_at.to_iso(),
             due_at: self.due_at.to_iso(),
+            online_due_at: self.opened_at.plus(ONLINE_DUE).to_iso(),
+            late: self.is_late(now),
             keys_destroyed_at: iso(self.keys_destroyed_at),
             verified_at: iso(self.verified_at),
             certified_at: iso(self.certified_at),
@@ -251,7 +271,7 @@ pub(super) async fn append(tx: &mut Write, case: &CaseId, event: &Event) -> Resu
     sqlx::query(
         "UPDATE erasure_case SET state = $1, blocked_by = NULL, is_blocked = 0, subjects = COALESCE($3, subjects), \
          keys_destroyed_at = COALESCE($4, keys_destroyed_at), verified_at = COALESCE($5, verified_at), \
-         certified_at = COALESCE($6, certified_at) WHERE case_id = $2",
+         certified_at = COALESCE($6, certified_at), residual_until = COALESCE($7, residual_until) WHERE case_id = $2",
     )
     .bind(event.step.state().as_str())
     .bind(case.as_str().to_owned())
@@ -259,10 +279,17 @@ pub(super) async fn append(tx: &mut Write, case: &CaseId, event: &Event) -> Resu
     .bind(at_step(Step::KeysDestroyed))
     .bind(at_step(Step::Verified))
     .bind(at_step(Step::Certified))
+    .bind(residual_until(event).map(|until| until.0))
     .execute(&mut **tx)
     .await
     .map_err(on("move a case"))?;
     Ok(())
+}
+
+/// The last day of what a verification named as residual, of what has one.
+fn residual_until(event: &Event) -> Option<Timestamp> {
+    let residual = event.evidence.get("residual").filter(|_| event.step == Step::Verified)?.as_array()?;
+    residual.iter().filter_map(|each| Timestamp::parse(each.get("until")?.as_str()?).ok()).max()
 }
 
 /// Notes what a case waits for, and whether that is something wrong, which somebody has to mend, unless it has moved past event `last`
@@ -352,20 +379,27 @@ pub(super) enum Which<'a> {
     One(&'a CaseId),
     /// All, oldest first.
     All,
+    /// Those that are late at this instant by the policy clock, as [`Record::is_late`] says.
+    Late(Timestamp),
 }
 
 /// Summary rows.
 pub(super) async fn records(db: &KeyDb, which: Which<'_>) -> Result<Vec<Record>, CaseError> {
-    let id = match which {
-        Which::One(id) => id.as_str().to_owned(),
-        Which::All => String::new(),
+    let (id, kind, now) = match which {
+        Which::One(id) => (id.as_str(), 0i64, Timestamp(0)),
+        Which::All => ("", 1, Timestamp(0)),
+        Which::Late(now) => ("", 2, now),
     };
     let rows = sqlx::query(
         "SELECT case_id, seller, reason, extent, scope, requested_by, forced, opened_at, due_at, state, subjects, blocked_by, \
-         keys_destroyed_at, verified_at, certified_at, is_blocked, kind, older_than FROM erasure_case WHERE case_id = $1 OR $2 = 1 ORDER BY opened_at, case_id",
+         keys_destroyed_at, verified_at, certified_at, is_blocked, kind, older_than, residual_until FROM erasure_case \
+         WHERE case_id = $1 OR $2 = 1 OR ($2 = 2 AND ((state <> 'certified' AND due_at < $3) \
+         OR (residual_until > opened_at + $4 AND opened_at + $4 < $3))) ORDER BY opened_at, case_id",
     )
-    .bind(id)
-    .bind(i64::from(matches!(which, Which::All)))
+    .bind(id.to_owned())
+    .bind(kind)
+    .bind(now.0)
+    .bind(ONLINE_DUE.millis_max())
     .fetch_all(db.pool())
     .await
     .map_err(on("read cases"))?;
@@ -377,21 +411,29 @@ pub(super) async fn one(db: &KeyDb, case: &CaseId) -> Result<Record, CaseError> 
     records(db, Which::One(case)).await?.pop().ok_or(CaseError::NotFound)
 }
 
-/// All cases, oldest first.
+/// All cases as they are at `now` by the policy clock, oldest first.
 ///
 /// # Errors
 /// [`CaseError::Db`].
-pub async fn list(db: &KeyDb) -> Result<Vec<Shown>, CaseError> {
-    Ok(records(db, Which::All).await?.iter().map(|record| record.shown(&[])).collect())
+pub async fn list(db: &KeyDb, now: Timestamp) -> Result<Vec<Shown>, CaseError> {
+    Ok(records(db, Which::All).await?.iter().map(|record| record.shown(&[], now)).collect())
 }
 
-/// One case with its events.
+/// The cases that are late at `now` by the policy clock, oldest first.
+///
+/// # Errors
+/// [`CaseError::Db`].
+pub async fn late(db: &KeyDb, now: Timestamp) -> Result<Vec<Shown>, CaseError> {
+    Ok(records(db, Which::Late(now)).await?.iter().map(|record| record.shown(&[], now)).collect())
+}
+
+/// One case with its events, as it is at `now` by the policy clock.
 ///
 /// # Errors
 /// [`CaseError::NotFound`].
-pub async fn show(db: &KeyDb, case: &CaseId) -> Result<Shown, CaseError> {
+pub async fn show(db: &KeyDb, case: &CaseId, now: Timestamp) -> Result<Shown, CaseError> {
     let record = one(db, case).await?;
-    Ok(record.shown(&events(db, case).await?))
+    Ok(record.shown(&events(db, case).await?, now))
 }
 
 /// Ids of the cases that are not certified, oldest first.
@@ -441,5 +483,6 @@ fn record(row: &AnyRow) -> Result<Record, CaseError> {
         verified_at: at(13)?,
         certified_at: at(14)?,
         is_blocked: row.try_get::<i64, _>(15).map_err(&failed)? != 0,
+        residual_until: at(18)?,
     })
 }

@@ -243,6 +243,23 @@ async fn a_block_of_a_destroyed_key_is_not_stored() {
 }
 
 #[tokio::test]
+async fn a_row_of_a_withheld_entity_is_not_stored_and_its_tombstone_still_counts() {
+    for database in ["sqlite", "postgres"] {
+        let Some(bench) = Bench::<OfWarehouse>::on(database).await else { continue };
+        bench.apply(None, 1, vec![upsert::<OfWarehouse>(0, 1, 10, "before it was erased")]).await.unwrap();
+        let gated = OfWarehouse::open(&bench.options).await.unwrap().gated(Arc::new(|entity| entity == token(1)));
+        let source = source::<OfWarehouse>("one");
+        let late = vec![upsert::<OfWarehouse>(1, 1, 20, "late"), upsert::<OfWarehouse>(2, 2, 10, "another")];
+        let applied = gated.apply(&source, Some(Offset(1)), Offset(3), late).await.unwrap();
+        assert_eq!((applied.outcomes.filtered[FilterReason::Erased as usize], applied.outcomes.stored), (1, 1), "{database}");
+        assert_eq!(bench.rows().await.len(), 2, "{database}");
+        let tombstone = Change::Delete { offset: Offset(3), key: OfWarehouse::key(1) };
+        gated.apply(&source, Some(Offset(3)), Offset(5), vec![tombstone, upsert::<OfWarehouse>(4, 1, 30, "later")]).await.unwrap();
+        assert_eq!(bench.rows().await.into_values().map(|(_, tag)| tag).collect::<Vec<_>>(), ["another"], "{database}");
+    }
+}
+
+#[tokio::test]
 async fn blocks_come_back_as_they_were_stored() {
     for database in ["sqlite", "postgres"] {
         let Some(bench) = Bench::<OfVault>::on(database).await else { continue };

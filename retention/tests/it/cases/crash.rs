@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::Row as _;
-use sunder_retention::case::{self, Engine, EraseRequest, Moment, Point, Probe, Progress, Reason, Scope};
+use sunder_retention::case::{Engine, EraseRequest, Moment, Point, Probe, Progress, Reason, Scope};
 use sunder_retention::ledger::SubjectState;
 use sunder_schemas::certificate::check;
 use sunder_schemas::ids::CaseId;
@@ -135,7 +135,7 @@ impl Kind {
 
     /// Opens the case, or finds it where it was opened before.
     async fn open(self, world: &World, engine: &Engine) -> CaseId {
-        if let Some(shown) = case::list(world.ring.db()).await.unwrap().into_iter().next() {
+        if let Some(shown) = world.cases().await.into_iter().next() {
             return shown.id;
         }
         if self == Self::Expiry {
@@ -175,7 +175,7 @@ impl Kind {
             steps.retain(|step| *step != "found_again" && !step.ends_with("_again"));
         }
         assert_eq!(steps, self.steps(), "{says}: every step once");
-        assert_eq!(case::list(world.ring.db()).await.unwrap().len(), 1, "{says}: one case");
+        assert_eq!(world.cases().await.len(), 1, "{says}: one case");
         let files = world.certificate(case).await;
         let checked = check(&files.note, &files.verifier_key, Some(&files.proof), Some(&files.statement)).expect(says);
         let keys = u64::try_from(self.goes().len()).unwrap();

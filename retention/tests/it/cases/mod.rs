@@ -16,7 +16,7 @@ use sunder_schemas::ids::{CaseId, SellerId};
 use sunder_schemas::time::{Clock as _, Period};
 
 use crate::world::log::{Row, Topic, state_key};
-use crate::world::{Manner, World, order, seller, signer};
+use crate::world::{Manner, START, World, order, seller, signer};
 
 pub(crate) const STRAIGHT: [&str; 13] = [
     "requested",
@@ -64,7 +64,7 @@ async fn goes_from_key_to_certificate(world: &World) {
     let engine = world.engine();
     let plan = engine.dry_run(&request(&[2, 99])).await.unwrap();
     assert_eq!((plan.subjects, plan.with_live_keys, plan.without_keys), (2, 1, 1));
-    assert!(case::list(world.ring.db()).await.unwrap().is_empty(), "a dry run writes nothing");
+    assert!(world.cases().await.is_empty(), "a dry run writes nothing");
 
     let case = engine.request(&request(&[2])).await.unwrap();
     assert_eq!(engine.request(&request(&[2])).await.unwrap(), case, "the same open request is the same case");
@@ -421,6 +421,42 @@ async fn it_waits_for_splitter_stores_and_cleaner_and_says_so() {
         mend(&world);
         assert_eq!(world.work(&case).await, Progress::Done, "{says}");
         assert_eq!(world.steps(&case).await, STRAIGHT);
+    }
+}
+
+#[tokio::test]
+async fn a_case_that_is_not_certified_by_its_day_is_late_until_it_is() {
+    let world = World::new().await;
+    world.order(1).await;
+    world.flow();
+    world.vault.set(Manner::Behind);
+    let case = world.engine().request(&request(&[1])).await.unwrap();
+    world.work(&case).await;
+    world.clock.advance(Period::days(30));
+    assert!(!world.show(&case).await.late, "it has the whole day");
+    assert!(case::late(world.ring.db(), world.clock.now()).await.unwrap().is_empty());
+    world.clock.advance(Period::Millis(1));
+    assert!(world.show(&case).await.late);
+    assert_eq!(case::late(world.ring.db(), world.clock.now()).await.unwrap()[0].id, case);
+    world.vault.set(Manner::Honest);
+    assert_eq!(world.work(&case).await, Progress::Done);
+    assert!(!world.show(&case).await.late);
+}
+
+/// What a certificate names as residual until a day past the ninetieth is late from the ninetieth on.
+#[tokio::test]
+async fn a_copy_that_can_be_reached_online_after_ninety_days_makes_its_case_late() {
+    for (days, is_late) in [(89, false), (91, true)] {
+        let world = World::new().await;
+        world.order(1).await;
+        world.flow();
+        world.log.lock().residual_days = days;
+        let case = world.engine().request(&request(&[1])).await.unwrap();
+        assert_eq!(world.work(&case).await, Progress::Done);
+        let shown = world.show(&case).await;
+        assert_eq!((shown.late, shown.online_due_at), (false, START.plus(Period::days(90)).to_iso()));
+        world.clock.advance(Period::Millis(90 * 86_400_000 + 1));
+        assert_eq!(world.show(&case).await.late, is_late, "{days} days");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use sunder_retention::case::{self, Moment, Point, Probe, Progress, Reason, State};
+use sunder_retention::case::{Moment, Point, Probe, Progress, Reason, State};
 use sunder_schemas::certificate::check;
 use sunder_schemas::ids::{CaseId, SellerId};
 use sunder_schemas::time::{Clock as _, Period};
@@ -32,7 +32,7 @@ async fn night(world: &World) -> (Vec<Sent>, Vec<CaseId>) {
 }
 
 async fn case_of(world: &World, n: usize) -> CaseId {
-    case::list(world.ring.db()).await.unwrap().into_iter().find(|case| case.seller == seller(n)).unwrap().id
+    world.cases().await.into_iter().find(|case| case.seller == seller(n)).unwrap().id
 }
 
 #[tokio::test]

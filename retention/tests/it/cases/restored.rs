@@ -86,7 +86,7 @@ async fn a_certificate_of_the_log_is_taken_over_and_what_was_asked_for_is_done()
     undo.finish().await.unwrap();
 
     for case in [&first, &begun, &younger] {
-        assert!(case::show(&db, case).await.unwrap().certified_at.is_some(), "{case}");
+        assert!(case::show(&db, case, now).await.unwrap().certified_at.is_some(), "{case}");
         assert!(is_certified(&world, case).await);
     }
     let again = case::certificate_files(&db, &younger, &signer()).await.unwrap();

@@ -59,8 +59,7 @@ impl Sim {
     /// destroyed stays so; who is in no case keeps the key it has; no deadline is past its cap.
     pub(super) async fn check_ledger(&mut self) {
         let stored = self.stored().await;
-        let cases: HashMap<String, Shown> =
-            case::list(self.world.ring.db()).await.unwrap().into_iter().map(|case| (case.id.to_string(), case)).collect();
+        let cases: HashMap<String, Shown> = self.world.cases().await.into_iter().map(|case| (case.id.to_string(), case)).collect();
         self.learn_erasures(&stored, &cases).await;
         let policy = self.model.policy;
         for seller in &self.model.sellers {
@@ -150,7 +149,7 @@ impl Sim {
 
     /// Every certificate checks offline, says what its case was about, and there is one a case.
     pub(super) async fn check_certificates(&mut self) {
-        for shown in case::list(self.world.ring.db()).await.unwrap() {
+        for shown in self.world.cases().await {
             if shown.state != State::Certified || self.model.certified.contains_key(&shown.id) {
                 continue;
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sunder_retention::admit::{Admission, Candidate};
-use sunder_retention::case::{self, CaseError, EraseRequest, Progress, Reason, Scope, State};
+use sunder_retention::case::{CaseError, EraseRequest, Progress, Reason, Scope, State};
 use sunder_retention::cursor::{self, CursorMove, Disposition, PageCommit, Published};
 use sunder_retention::keys::{Context, KeyError};
 use sunder_retention::ledger::Fate;
@@ -326,7 +326,7 @@ impl Sim {
         if done.is_none() {
             self.retainers[r].restart(&self.world);
         }
-        for case in case::list(self.world.ring.db()).await.unwrap() {
+        for case in self.world.cases().await {
             if !before.contains(&case.id) {
                 let seller = self.model.sellers.iter().position(|seller| seller.id == case.seller).unwrap();
                 self.model.asked.insert(case.id, Asked { seller, named: None, is_expiry: true });
@@ -337,7 +337,7 @@ impl Sim {
     }
 
     async fn all_cases(&self) -> Vec<CaseId> {
-        case::list(self.world.ring.db()).await.unwrap().into_iter().map(|case| case.id).collect()
+        self.world.cases().await.into_iter().map(|case| case.id).collect()
     }
 
     /// Somebody asks for an erasure: of orders that are there, that are not there yet, or of a whole seller.
@@ -517,7 +517,7 @@ impl Sim {
     async fn readmit_or_look(&mut self) {
         let s = self.seller();
         let id = self.model.sellers[s].id.clone();
-        let cases = case::list(self.world.ring.db()).await.unwrap();
+        let cases = self.world.cases().await;
         let has_left = cases.iter().any(|case| case.seller == id && case.reason == Reason::SellerOffboarding)
             && cases.iter().all(|case| case.seller != id || case.reason != Reason::SellerOffboarding || case.state == State::Certified);
         if has_left && self.model.sellers[s].is_leaving {
@@ -560,7 +560,7 @@ impl Sim {
             self.world.log.lock().clean();
             self.world.system.advance(Period::Millis(700));
             self.sweep().await;
-            let open = case::list(self.world.ring.db()).await.unwrap().into_iter().filter(|case| case.state != State::Certified).count();
+            let open = self.world.cases().await.into_iter().filter(|case| case.state != State::Certified).count();
             if open == 0 {
                 return;
             }

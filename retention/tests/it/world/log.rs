@@ -97,6 +97,8 @@ pub(crate) struct LogState {
     /// How often removal was forced, and how often everything was read.
     pub(crate) rolls: usize,
     pub(crate) scans: usize,
+    /// How long raw keeps what it has, in days from the world's start; 0: 38 days.
+    pub(crate) residual_days: i64,
     /// Appended behind the tombstones, once, when the barrier is set.
     pub(crate) late: Vec<(Topic, String, Row)>,
     /// Appended behind every tombstone, for ever.
@@ -467,7 +469,7 @@ impl LogState {
             controls_planted: u64::try_from(needles.controls.len() * PARTITIONS).unwrap(),
             residual: vec![Residual {
                 what: format!("{}: sealed events until their retention", Topic::Raw.name()),
-                until: Some(START.plus(Period::days(38))),
+                until: Some(START.plus(Period::days(if self.residual_days == 0 { 38 } else { self.residual_days }))),
             }],
             ..ScanReport::default()
         };

@@ -136,7 +136,12 @@ impl World {
     }
 
     pub(crate) async fn show(&self, case: &CaseId) -> Shown {
-        case::show(self.ring.db(), case).await.unwrap()
+        case::show(self.ring.db(), case, self.clock.now()).await.unwrap()
+    }
+
+    /// Every case, oldest first.
+    pub(crate) async fn cases(&self) -> Vec<Shown> {
+        case::list(self.ring.db(), self.clock.now()).await.unwrap()
     }
 
     pub(crate) async fn steps(&self, case: &CaseId) -> Vec<&'static str> {
