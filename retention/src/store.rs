@@ -376,6 +376,12 @@ pub trait EventLog: Send + Sync {
     /// [`StoreError`]: unknown counts as drift.
     async fn drift(&self) -> Result<Vec<Drifted>, StoreError>;
 
+    /// How long what was tombstoned now may stay until the log has removed it by itself, by the settings that its topics really have.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn removal_bound(&self) -> Result<std::time::Duration, StoreError>;
+
     /// What stands in the way of removing, and of reading again, the records up to `barrier`: a replica that is away, an open transaction,
     /// a partition that gets no heartbeats. Mended from outside; the case then goes on by itself.
     ///

@@ -142,7 +142,7 @@ impl Kafka {
     /// # Errors
     /// [`KafkaError::Call`] where the broker does not answer: unknown, so to be taken as drift.
     pub async fn diff_topics(&self) -> Result<Vec<TopicState>, KafkaError> {
-        let (shapes, brokers) = self.shapes().await?;
+        let (shapes, _) = self.shapes().await?;
         let topics = Topic::all();
         let names: Vec<String> = topics.iter().map(|topic| self.topic(*topic)).collect();
         let present: Vec<&str> = names.iter().map(String::as_str).filter(|name| shapes.contains_key(*name)).collect();
@@ -159,7 +159,7 @@ impl Kafka {
             }
             states.push(TopicState { name: name.clone(), drift });
         }
-        states.extend(self.diff_brokers(&brokers).await);
+        states.extend(self.diff_brokers().await);
         Ok(states)
     }
 
@@ -392,7 +392,7 @@ impl Kafka {
         .await
     }
 
-    async fn settings_of(&self, names: &[&str]) -> Result<BTreeMap<String, Settings>, KafkaError> {
+    pub(super) async fn settings_of(&self, names: &[&str]) -> Result<BTreeMap<String, Settings>, KafkaError> {
         let mut settings = BTreeMap::new();
         if names.is_empty() {
             return Ok(settings);
@@ -422,19 +422,25 @@ impl Kafka {
         Ok(settings)
     }
 
-    /// Brokers whose cleaner is switched off; brokers that may not be asked are left out.
-    async fn diff_brokers(&self, brokers: &[i32]) -> Vec<TopicState> {
+    /// The settings of each broker that is alive and tells them, by its id; none of the embedded one.
+    pub(super) async fn broker_settings(&self) -> Result<Vec<(i32, BTreeMap<String, String>)>, KafkaError> {
         if self.is_embedded() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        let (this, asked) = (self.clone(), brokers.to_vec());
-        let told = blocking(move || {
-            let addresses = this.wire().layout(&[])?.brokers;
-            let of = |id: &i32| Some((*id, this.wire().broker(addresses.get(id)?).ok()?.own_settings(*id).ok()?.ok()?));
-            Ok(asked.iter().filter_map(of).collect::<Vec<_>>())
-        });
+        let this = self.clone();
+        blocking(move || {
+            let brokers = this.wire().layout(&[])?.brokers;
+            let told =
+                brokers.iter().filter_map(|(id, address)| Some((*id, this.wire().broker(address).ok()?.own_settings(*id).ok()?.ok()?)));
+            Ok(told.collect())
+        })
+        .await
+    }
+
+    /// Brokers whose cleaner is switched off; brokers that may not be asked are left out.
+    async fn diff_brokers(&self) -> Vec<TopicState> {
         let mut states = Vec::new();
-        for (broker, settings) in told.await.unwrap_or_default() {
+        for (broker, settings) in self.broker_settings().await.unwrap_or_default() {
             if settings.get("log.cleaner.enable").is_some_and(|value| value == "false") {
                 let drift = vec![Drift::new("log.cleaner.enable", "true", "false")];
                 states.push(TopicState { name: format!("broker {broker}"), drift });

@@ -59,7 +59,7 @@ impl KafkaLog {
 }
 
 /// Topics where a subject's data can lie: their ends are the barrier.
-fn topics_of_subjects() -> Vec<Topic> {
+pub(super) fn topics_of_subjects() -> Vec<Topic> {
     let mut topics: Vec<Topic> = Topic::all().into_iter().filter(|topic| topic.holds_sealed()).collect();
     topics.extend(Kind::ALL.iter().flat_map(|kind| [Topic::State(*kind), Topic::Events(*kind)]));
     topics
@@ -331,6 +331,11 @@ impl EventLog for KafkaLog {
         let states = self.kafka.diff_topics().await?;
         let drifted = |name: &str, drift: &Drift| Drifted { what: format!("{name}: {drift}"), is_lowered: is_lowered(drift) };
         Ok(states.iter().flat_map(|state| state.drift.iter().map(move |drift| drifted(&state.name, drift))).collect())
+    }
+
+    async fn removal_bound(&self) -> Result<Duration, StoreError> {
+        let ms = self.kafka.removal_bound_ms().await?;
+        Ok(Duration::from_millis(u64::try_from(ms).unwrap_or_default()))
     }
 
     async fn hindrances(&self, barrier: &[Mark]) -> Result<Vec<Hindrance>, StoreError> {

@@ -19,7 +19,7 @@ use sunder_schemas::time::Timestamp;
 use sunder_schemas::topic::{Times, Topic};
 
 use crate::kafka::error::KafkaError;
-use crate::kafka::log::{CASE_HEADER, KafkaLog};
+use crate::kafka::log::{CASE_HEADER, KafkaLog, topics_of_subjects};
 use crate::kafka::needles::{KeyFinder, block_at};
 use crate::kafka::replicas::{self, UpTo};
 use crate::kafka::rows::{Row, RowFinder, RowReader};
@@ -37,11 +37,47 @@ pub(super) fn canary(case: &str, what: &str) -> String {
     format!("{CANARY_PREFIX}{case}|{what}")
 }
 
-/// How long after its tombstone a value's bytes can stay: `max(L, S + H) + B + D` with an empty cleaner queue.
+/// How long after its tombstone a value's bytes can stay: `max(L, min(S, L) + H + m) + B + D` with an empty cleaner queue
+/// (kafka-design 1.1), saturating, since L is without a bound where nobody declared one.
+const fn bound_ms(lag_ms: i64, segment_ms: i64, min_lag_ms: i64, heartbeat_ms: i64, backoff_ms: i64, file_delay_ms: i64) -> i64 {
+    let life = if segment_ms < lag_ms { segment_ms } else { lag_ms };
+    let rolled = life.saturating_add(heartbeat_ms).saturating_add(min_lag_ms);
+    let eligible = if lag_ms > rolled { lag_ms } else { rolled };
+    eligible.saturating_add(backoff_ms).saturating_add(file_delay_ms)
+}
+
+/// The bound of the declared settings.
 const fn deletion_bound_ms(times: &Times) -> i64 {
-    let rolled = times.segment_ms + times.heartbeat_ms;
-    let eligible = if times.lag_ms > rolled { times.lag_ms } else { rolled };
-    eligible + CLEANER_BACKOFF_MS + times.file_delay_ms
+    bound_ms(times.lag_ms, times.segment_ms, 0, times.idle_heartbeat_ms, CLEANER_BACKOFF_MS, times.file_delay_ms)
+}
+
+impl Kafka {
+    /// The longest bound of the topics whose cleaner removes subjects' records, by the settings that they and the brokers really have.
+    ///
+    /// # Errors
+    /// [`KafkaError::Call`] where no broker answers.
+    pub(crate) async fn removal_bound_ms(&self) -> Result<i64, KafkaError> {
+        let heartbeat_ms = self.settings().times().idle_heartbeat_ms;
+        let declared = deletion_bound_ms(&self.settings().times());
+        if self.is_embedded() {
+            return Ok(declared);
+        }
+        let topics: Vec<String> =
+            topics_of_subjects().into_iter().filter(|topic| topic.is_compacted()).map(|topic| self.topic(topic)).collect();
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let number = |settings: &BTreeMap<String, String>, name: &str| settings.get(name).and_then(|value| value.parse::<i64>().ok());
+        let backoff_ms = self.broker_settings().await?.iter().filter_map(|(_, settings)| number(settings, "log.cleaner.backoff.ms")).max();
+        let mut longest = 0;
+        for settings in self.settings_of(&names).await?.into_values() {
+            let bound = settings.ok().and_then(|of| {
+                let (lag, segment) = (number(&of, "max.compaction.lag.ms")?, number(&of, "segment.ms")?);
+                let (min_lag, delay) = (number(&of, "min.compaction.lag.ms")?, number(&of, "file.delete.delay.ms")?);
+                Some(bound_ms(lag, segment, min_lag, heartbeat_ms, backoff_ms.unwrap_or(CLEANER_BACKOFF_MS), delay))
+            });
+            longest = longest.max(bound.unwrap_or(declared));
+        }
+        Ok(longest)
+    }
 }
 
 /// How long after its append a record of a plain `delete` topic can stay.
@@ -405,5 +441,13 @@ mod tests {
     fn the_production_bound_is_about_six_hours() {
         let bound = deletion_bound_ms(&Times::of(Profile::Production));
         assert!((21_600_000..22_000_000).contains(&bound), "{bound}");
+    }
+
+    #[test]
+    fn the_bound_follows_the_formula_of_the_design() {
+        // Lag rules; then the roll (a segment lives no longer than the lag), with heartbeat and least lag; nobody declared a lag.
+        assert_eq!(bound_ms(6_000, 5_000, 0, 100, 15, 60), 6_075);
+        assert_eq!(bound_ms(1_000, 7_000, 50, 500, 15, 60), 1_625);
+        assert_eq!(bound_ms(i64::MAX, 7_000, 0, 500, 15, 60), i64::MAX);
     }
 }

@@ -80,12 +80,19 @@ pub(super) struct Pace {
     next: Duration,
     /// What was said then.
     last: Progress,
+    /// When it was last looked whether something stops the next reading.
+    looked: Duration,
+    /// What was said of that.
+    meanwhile: Option<Progress>,
 }
 
 /// Shortest pause between two scans of one case. Chosen: the cleaner of the test profile needs seconds.
 const SCAN_AGAIN_MIN: Duration = Duration::from_secs(1);
 /// Longest pause between two scans of one case. Chosen: small against the six hours of the production profile.
 const SCAN_AGAIN_MAX: Duration = Duration::from_secs(300);
+/// How often it is looked, between two scans, whether something stops the next one. Chosen: what stops a case is named within a minute;
+/// a look is a few calls to each broker.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -139,22 +146,44 @@ impl Engine {
         self
     }
 
-    /// What was said of `case` when it was last read, while it is not to be read again yet.
+    /// What was last said of `case`, while it is not to be read again yet.
     pub(super) fn paused(&self, case: &CaseId) -> Option<Progress> {
         let now = self.parts.system_clock.elapsed();
         let paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
-        paces.get(case).filter(|pace| now < pace.next).map(|pace| pace.last.clone())
+        paces.get(case).filter(|pace| now < pace.next).map(|pace| pace.meanwhile.as_ref().unwrap_or(&pace.last).clone())
+    }
+
+    /// Whether it is time to look what stops the next reading of `case`; notes that it is looked.
+    pub(super) fn is_to_look(&self, case: &CaseId) -> bool {
+        let now = self.parts.system_clock.elapsed();
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pace) = paces.get_mut(case).filter(|pace| now.saturating_sub(pace.looked) >= LOOK_EVERY) else { return false };
+        pace.looked = now;
+        true
+    }
+
+    /// Has `stops`, or what the reading said where nothing does, said of `case` until it is read or looked at again.
+    pub(super) fn say_meanwhile(&self, case: &CaseId, stops: Option<Progress>) -> Option<Progress> {
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        let pace = paces.get_mut(case)?;
+        pace.meanwhile.clone_from(&stops);
+        Some(stops.unwrap_or_else(|| pace.last.clone()))
     }
 
     /// Notes that `case` was read and did not hold: the longer that goes on, the longer the pause, a quarter of the time so far.
     pub(super) fn pause(&self, case: &CaseId, say: impl FnOnce(Duration) -> Progress) -> Progress {
+        self.pause_at_most(case, SCAN_AGAIN_MAX, say)
+    }
+
+    /// The same, and no longer than `most`.
+    pub(super) fn pause_at_most(&self, case: &CaseId, most: Duration, say: impl FnOnce(Duration) -> Progress) -> Progress {
         let now = self.parts.system_clock.elapsed();
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
         let since = paces.get(case).map_or(now, |pace| pace.since);
-        let pause = (now.saturating_sub(since) / 4).clamp(SCAN_AGAIN_MIN, SCAN_AGAIN_MAX);
+        let pause = (now.saturating_sub(since) / 4).min(most).clamp(SCAN_AGAIN_MIN, SCAN_AGAIN_MAX);
         let next = now.saturating_add(pause);
         let last = say(pause);
-        paces.insert(case.clone(), Pace { since, next, last: last.clone() });
+        paces.insert(case.clone(), Pace { since, next, last: last.clone(), looked: now, meanwhile: None });
         last
     }
 

@@ -410,6 +410,17 @@ pub fn last_tombstones(events: &[Event]) -> Result<Vec<Mark>, BrokenHistory> {
     marks(find(events, &[Step::SecondTombstones, Step::TombstonedAgain]).ok_or(BrokenHistory("no second tombstones"))?)
 }
 
+/// Until when, by the system's clock, the log should have removed what lies below the last barrier: by its settings, and once it was
+/// forced since, at once.
+#[must_use]
+pub fn gone_by(events: &[Event]) -> Option<Timestamp> {
+    let last = events.iter().rev().find(|event| matches!(event.step, Step::Drained | Step::BarrierAgain | Step::Rolled))?;
+    if last.step == Step::Rolled {
+        return Some(last.at_system);
+    }
+    last.evidence.get("gone_by").and_then(serde_json::Value::as_str).and_then(|text| Timestamp::parse(text).ok())
+}
+
 fn last_barrier(events: &[Event]) -> Result<Vec<Mark>, BrokenHistory> {
     marks(find(events, &[Step::Drained, Step::BarrierAgain]).ok_or(BrokenHistory("no barrier"))?)
 }

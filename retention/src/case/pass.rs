@@ -12,7 +12,7 @@ use super::steps::Cleaner;
 use super::store::{self, Record};
 use super::verify::{self, Seen, Verdict};
 use super::{CaseError, control};
-use crate::store::{Control, Mark, Needles, ScanReport};
+use crate::store::{Control, FoundBlock, Mark, Needles, ScanReport};
 
 /// Cases that one reading serves at the most. Chosen: a report names every place of every store, a few hundred kilobytes a case.
 const CASES_PER_READING: usize = 200;
@@ -73,7 +73,7 @@ impl Engine {
         for case in open {
             match self.advance_until(&case, is_reading).await? {
                 Reached::Said(progress) => done.push((case, progress)),
-                Reached::Before(stand) => match self.paused(&case) {
+                Reached::Before(stand) => match self.resting(&stand).await? {
                     Some(last) => done.push((case, last)),
                     None => waiting.push(*stand),
                 },
@@ -97,6 +97,20 @@ impl Engine {
         }
         self.clear_forgotten_controls().await?;
         Ok(done)
+    }
+
+    /// What is said of a case that was read and is not to be read again yet, written down where it has changed.
+    async fn resting(&self, stand: &Stand) -> Result<Option<Progress>, CaseError> {
+        let Some(ask) = stand.ask() else { return Ok(None) };
+        let rests = match self.rests(ask.record, ask.barrier).await {
+            Ok(None) => return Ok(None),
+            Ok(Some(last)) => Ok(Did::Not(last)),
+            Err(error) => Err(error),
+        };
+        match self.conclude(stand, rests).await {
+            Ok(said) => Ok(Some(said.unwrap_or_else(|| super::steps::waiting_for("the next reading")))),
+            Err(error) => blocked_alone(error).map(Some),
+        }
     }
 
     /// Works `case` until it is certified, waits, is blocked, or its next action `stops`.
@@ -208,11 +222,17 @@ impl Engine {
         }
         let free: Vec<Ask<'_>> = asks.into_iter().zip(&hindered).filter(|(_, why)| why.is_none()).map(|(ask, _)| ask).collect();
         let mut seen = self.look(&free).await.into_iter();
-        let answers = stands.iter().zip(hindered).map(|(stand, why)| match why {
-            Some(why) => Ok(Did::Not(Progress::Blocked { why })),
-            None => self.answer(&stand.record, &stand.events, seen.next().unwrap_or(Err(CaseError::Request("nothing was read")))),
-        });
-        Ok(answers.collect())
+        let mut answers = Vec::with_capacity(stands.len());
+        for (stand, why) in stands.iter().zip(hindered) {
+            answers.push(match why {
+                Some(why) => Ok(Did::Not(Progress::Blocked { why })),
+                None => {
+                    let seen = seen.next().unwrap_or(Err(CaseError::Request("nothing was read")));
+                    self.answer(&stand.record, &stand.events, seen).await
+                }
+            });
+        }
+        Ok(answers)
     }
 
     /// Reads everything again for each of `asks`, in one reading of each store, and judges what was seen: one answer an ask, in order.
@@ -273,10 +293,11 @@ impl Engine {
         let hindrances = self.parts.log.hindrances(ask.barrier).await?;
         let mut seen = Seen { drift, hindrances, log: self.parts.log.describe().await?, ..Seen::default() };
         for mut report in reports {
-            let found = report.found.len();
-            report.found.retain(|block| block.key != search.control.key);
+            let (controls, found) = std::mem::take(&mut report.found).into_iter().partition(|block| block.key == search.control.key);
+            report.found = found;
             if ask.cleaner == Cleaner::Awaited {
-                seen.dead_controls += u64::try_from(found - report.found.len()).unwrap_or(u64::MAX);
+                let controls: Vec<FoundBlock> = controls;
+                seen.dead_controls.extend(controls.into_iter().map(|control| control.place));
             }
             seen.reports.push(report);
         }

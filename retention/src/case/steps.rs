@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ use super::{CaseError, certify, certlog, control};
 use crate::keydb::on;
 use crate::keyfiles;
 use crate::lease;
-use crate::store::{Extent, Mark, Subject};
+use crate::store::{Extent, Hindrance, Mark, Subject};
 
 /// How often what is found above its tombstone is tombstoned again before a person must look. Chosen: each round is a full scan; a
 /// record in flight can be late once, not many times.
@@ -50,6 +51,17 @@ fn marks(marks: &[Mark]) -> Value {
     json!({ "marks": marks })
 }
 
+/// How long after the log's bound a case is late: the bound knows of no queue before the cleaner. Chosen: several turns of a cleaner
+/// that looks every 15 s (`log.cleaner.backoff.ms`).
+const LATE_AFTER: Period = Period::Millis(30_000);
+
+/// What waits for the log's cleaner.
+struct Waits<'a> {
+    count: u64,
+    places: &'a [String],
+    hindrances: &'a [Hindrance],
+}
+
 impl Engine {
     pub(super) async fn perform(&self, record: &Record, events: &[Event], action: Action) -> Result<Did, CaseError> {
         Ok(match action {
@@ -66,7 +78,7 @@ impl Engine {
             }
             Action::TombstoneAfter => self.tombstone_after(record).await?,
             Action::PlantControls => self.plant_controls(record).await?,
-            Action::Barrier => Did::Event(Step::Drained, marks(&self.parts.log.barrier().await?)),
+            Action::Barrier => Did::Event(Step::Drained, self.barrier().await?),
             Action::CleanSinks { marks } => self.clean_sinks(record, events, &marks).await?,
             Action::TombstoneAgain => {
                 self.parts.keys.rewrite().await?;
@@ -75,7 +87,7 @@ impl Engine {
                 let log = &self.parts.log;
                 Did::Event(Step::TombstonedAgain, marks(&log.tombstone_found(record.id.as_str(), &subjects, record.extent).await?))
             }
-            Action::BarrierAgain => Did::Event(Step::BarrierAgain, marks(&self.parts.log.barrier().await?)),
+            Action::BarrierAgain => Did::Event(Step::BarrierAgain, self.barrier().await?),
             Action::IntendRoll => Did::Event(Step::RollIntended, json!({})),
             Action::Roll => self.roll(record).await?,
             Action::Verify { barrier } => self.verify_step(record, events, &barrier).await?,
@@ -265,6 +277,49 @@ impl Engine {
         Ok(Did::Event(step, json!({ "rows_deleted": rows })))
     }
 
+    /// Sets the barrier, and says until when the log should have removed what lies below it.
+    async fn barrier(&self) -> Result<Value, CaseError> {
+        let marks = self.parts.log.barrier().await?;
+        let bound = self.parts.log.removal_bound().await?;
+        let bound = Period::Millis(i64::try_from(bound.as_millis()).unwrap_or(i64::MAX));
+        Ok(json!({ "marks": marks, "gone_by": self.parts.system_clock.now().plus(bound).to_iso() }))
+    }
+
+    /// What is said of a case that waits for the log's cleaner. Once it is late, removal is forced; what is left then is named.
+    async fn awaits_cleaner(&self, record: &Record, events: &[Event], waits: &Waits<'_>) -> Result<Did, CaseError> {
+        let Waits { count, places, hindrances } = waits;
+        let gone_by = machine::gone_by(events);
+        let by = gone_by.map_or_else(String::new, |gone_by| format!(", gone by {}", gone_by.to_iso()));
+        let because = if hindrances.is_empty() { String::new() } else { format!(": {}", verify::said(hindrances)) };
+        let why = format!("{count} tombstoned blocks wait for the log's cleaner{by}{because}");
+        let left = gone_by.map(|gone_by| gone_by.plus(LATE_AFTER).0.saturating_sub(self.parts.system_clock.now().0));
+        if let Some(left) = left.filter(|left| *left <= 0) {
+            return self.late(record, &why, places, -left).await;
+        }
+        // Not before it is late, and not long after.
+        let soon = left.and_then(|left| u64::try_from(left).ok()).map_or(Duration::MAX, Duration::from_millis);
+        Ok(Did::Not(self.pause_at_most(&record.id, soon, |again| {
+            if hindrances.is_empty() { Progress::Waiting { why, again } } else { Progress::Blocked { why } }
+        })))
+    }
+
+    /// A case that the log's cleaner should have passed: forced once, then named with its likely cause until it is mended.
+    async fn late(&self, record: &Record, why: &str, places: &[String], by_ms: i64) -> Result<Did, CaseError> {
+        let first = places.first().map_or("", String::as_str);
+        let why = format!(
+            "late: {why}; first {first}: the cleaner has not passed there, so the partition is uncleanable (a damaged segment), or that \
+             broker's cleaner is dead or busy"
+        );
+        tracing::warn!(case_id = %record.id, late_ms = by_ms, place = first, "a case is late against its log's bound");
+        if record.forced {
+            return Ok(Did::Not(self.pause(&record.id, |_| Progress::Blocked { why })));
+        }
+        let mut tx = self.parts.db.begin_write().await?;
+        store::force(&mut tx, &record.id).await?;
+        tx.commit().await.map_err(on("force a case"))?;
+        Ok(Did::Not(waiting_for(format!("{why}; removal is forced now"))))
+    }
+
     /// What stops every reading, whatever it would see.
     pub(super) async fn stopped_by(&self) -> Result<Option<Progress>, CaseError> {
         let (drift, lowered) = self.drift().await?;
@@ -275,13 +330,27 @@ impl Engine {
         })
     }
 
+    /// What is said of a case that is not to be read again yet. What would stop its reading is said meanwhile, not hours later.
+    pub(super) async fn rests(&self, record: &Record, barrier: &[Mark]) -> Result<Option<Progress>, CaseError> {
+        let Some(last) = self.paused(&record.id) else { return Ok(None) };
+        if !self.is_to_look(&record.id) {
+            return Ok(Some(last));
+        }
+        let stops = match self.stopped_by().await? {
+            Some(blocked @ Progress::Blocked { .. }) => Some(blocked),
+            Some(_) => None,
+            None => self.hindered_by(barrier).await?.map(|why| Progress::Blocked { why }),
+        };
+        Ok(self.say_meanwhile(&record.id, stops).or(Some(last)))
+    }
+
     /// What stops the reading up to `barrier`.
     pub(super) async fn hindered_by(&self, barrier: &[Mark]) -> Result<Option<String>, CaseError> {
         Ok(verify::stopping(&self.parts.log.hindrances(barrier).await?))
     }
 
     async fn verify_step(&self, record: &Record, events: &[Event], barrier: &[Mark]) -> Result<Did, CaseError> {
-        if let Some(last) = self.paused(&record.id) {
+        if let Some(last) = self.rests(record, barrier).await? {
             return Ok(Did::Not(last));
         }
         if let Some(progress) = self.stopped_by().await? {
@@ -292,11 +361,16 @@ impl Engine {
         }
         let ask = Ask { record, barrier, cleaner: Cleaner::Awaited };
         let seen = self.look(&[ask]).await.pop().unwrap_or(Err(CaseError::Request("nothing was read")));
-        self.answer(record, events, seen)
+        self.answer(record, events, seen).await
     }
 
     /// What a case does about what was seen.
-    pub(super) fn answer(&self, record: &Record, events: &[Event], seen: Result<(Verdict, Seen), CaseError>) -> Result<Did, CaseError> {
+    pub(super) async fn answer(
+        &self,
+        record: &Record,
+        events: &[Event],
+        seen: Result<(Verdict, Seen), CaseError>,
+    ) -> Result<Did, CaseError> {
         let blocked = |why: String| Ok(Did::Not(self.pause(&record.id, |_| Progress::Blocked { why })));
         match seen {
             Ok((Verdict::Holds(evidence), _)) => {
@@ -312,13 +386,9 @@ impl Engine {
                 "{count} blocks of erased subjects are still found after {ROUNDS_MAX} rounds, first in {}",
                 places.join(", ")
             )),
-            Ok((Verdict::Cleaning { count }, seen)) => Ok(Did::Not(self.pause(&record.id, |again| {
-                let why = format!("{count} tombstoned blocks wait for the log's cleaner");
-                if seen.hindrances.is_empty() {
-                    return Progress::Waiting { why, again };
-                }
-                Progress::Blocked { why: format!("{why}: {}", verify::said(&seen.hindrances)) }
-            }))),
+            Ok((Verdict::Cleaning { count, places }, seen)) => {
+                self.awaits_cleaner(record, events, &Waits { count, places: &places, hindrances: &seen.hindrances }).await
+            }
             Ok((Verdict::Blocked(why), _)) => blocked(why),
             Err(CaseError::Store(error)) => blocked(error.to_string()),
             Err(error) => Err(error),
@@ -360,7 +430,7 @@ impl Engine {
             Verdict::Holds(_) if record.keys_destroyed_at.is_none() => Some("the keys are not destroyed yet".to_owned()),
             Verdict::Holds(_) => None,
             Verdict::Late { count, places } => Some(format!("{count} blocks of erased subjects are found, first in {}", places.join(", "))),
-            Verdict::Cleaning { count } => Some(format!("{count} tombstoned blocks wait for the log's cleaner")),
+            Verdict::Cleaning { count, .. } => Some(format!("{count} tombstoned blocks wait for the log's cleaner")),
             Verdict::Blocked(why) => Some(why),
         };
         let stores = verify::evidence_of(&seen.reports);

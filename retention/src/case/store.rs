@@ -105,6 +105,9 @@ pub struct Shown {
     pub blocked_by: Option<String>,
     /// Whether that is something wrong, which somebody has to mend; else it passes by itself.
     pub blocked: bool,
+    /// Until when the log should have removed what is tombstoned, ISO 8601, system clock; left out in lists and once it is verified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gone_by: Option<String>,
     /// What happened, with its evidence; left out in lists.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<ShownEvent>,
@@ -162,6 +165,7 @@ impl Record {
             certified_at: iso(self.certified_at),
             blocked_by: self.blocked_by.clone(),
             blocked: self.is_blocked,
+            gone_by: if self.verified_at.is_some() { None } else { super::machine::gone_by(events).map(Timestamp::to_iso) },
             events: events
                 .iter()
                 .map(|event| ShownEvent {

@@ -82,7 +82,7 @@ pub(super) struct Seen {
     pub(super) recover: Recover,
     pub(super) keys_tried: u64,
     /// Controls that must be gone and are not yet: shows where the log's cleaner has not passed.
-    pub(super) dead_controls: u64,
+    pub(super) dead_controls: Vec<String>,
     pub(super) drift: Vec<String>,
     pub(super) hindrances: Vec<Hindrance>,
     pub(super) log: serde_json::Value,
@@ -104,6 +104,8 @@ pub(super) enum Verdict {
     Cleaning {
         /// How many.
         count: u64,
+        /// The first of them.
+        places: Vec<String>,
     },
     /// Something is wrong that deleting again does not mend.
     Blocked(String),
@@ -198,9 +200,11 @@ pub(super) fn judge(seen: &Seen, with_keys: u64, barrier: &[Mark], key_backups: 
         let places = late.iter().take(FOUND_NAMED_MAX).map(|block| block.place.clone()).collect();
         return Verdict::Late { count: count(late.len()), places };
     }
-    let waiting = count(found.len()).saturating_add(seen.dead_controls);
+    let waiting = count(found.len()).saturating_add(count(seen.dead_controls.len()));
     if waiting > 0 {
-        return Verdict::Cleaning { count: waiting };
+        let found = found.iter().map(|block| &block.place);
+        let places = found.chain(&seen.dead_controls).take(FOUND_NAMED_MAX).cloned().collect();
+        return Verdict::Cleaning { count: waiting, places };
     }
     let recover = seen.recover;
     if recover.opened != 0 {

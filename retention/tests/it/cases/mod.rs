@@ -2,6 +2,7 @@
 
 mod aged;
 mod crash;
+mod late;
 mod pass;
 mod restored;
 mod strangers;

@@ -19,6 +19,8 @@ use sunder_schemas::time::{Period, Timestamp};
 use super::START;
 use super::fuse::Fuse;
 
+/// How long its cleaner may take.
+pub(crate) const BOUND: Duration = Duration::from_secs(6 * 3_600);
 /// Partitions of each topic.
 pub(crate) const PARTITIONS: usize = 2;
 
@@ -93,6 +95,8 @@ pub(crate) struct LogState {
     pub(crate) hindrances: Vec<Hindrance>,
     pub(crate) is_splitter_down: bool,
     pub(crate) is_cleaner_down: bool,
+    /// Not even a forced removal makes its cleaner pass.
+    pub(crate) is_uncleanable: bool,
     pub(crate) is_blind: bool,
     /// How often removal was forced, and how often everything was read.
     pub(crate) rolls: usize,
@@ -423,8 +427,10 @@ impl EventLog for FakeLog {
         self.fuse.call(|| {
             let mut state = self.lock();
             state.rolls += 1;
-            state.clean();
-            true
+            if !state.is_uncleanable {
+                state.clean();
+            }
+            !state.is_uncleanable
         })
     }
 
@@ -434,6 +440,10 @@ impl EventLog for FakeLog {
 
     async fn drift(&self) -> Result<Vec<Drifted>, StoreError> {
         self.fuse.call(|| self.lock().drift.clone())
+    }
+
+    async fn removal_bound(&self) -> Result<Duration, StoreError> {
+        self.fuse.call(|| BOUND)
     }
 
     async fn hindrances(&self, _barrier: &[Mark]) -> Result<Vec<Hindrance>, StoreError> {
