@@ -283,10 +283,11 @@ async fn orphans(world: &World) -> BTreeSet<String> {
 /// Keys that live past their deadline by a clock that is `days` ahead.
 async fn overdue(world: &World, days: i64) -> i64 {
     use sqlx::Connection;
+    use sunder_schemas::time::{Clock as _, Period, SystemClock};
     let mut connection = sqlx::SqliteConnection::connect(&world.urls.keys).await.expect("the database answers");
-    let now = chrono::Utc::now() + chrono::Duration::days(days);
+    let now = SystemClock::default().now().plus(Period::days(days));
     let sql = "SELECT count(*) FROM subject WHERE state = 'live' AND deadline < $1";
-    sqlx::query_scalar(sql).bind(now.timestamp_millis()).fetch_one(&mut connection).await.expect("query")
+    sqlx::query_scalar(sql).bind(now.0).fetch_one(&mut connection).await.expect("query")
 }
 
 #[tokio::test(flavor = "multi_thread")]
