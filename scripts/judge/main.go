@@ -117,6 +117,10 @@ func hashes(lines []string) ([]tlog.Hash, error) {
 		if err != nil {
 			return nil, err
 		}
+		// tlog reads past the unused bits at the end of a base64 text.
+		if hash.String() != line {
+			return nil, errors.New("a hash is not written as it must be")
+		}
 		path = append(path, hash)
 	}
 	return path, nil

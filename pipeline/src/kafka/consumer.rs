@@ -109,6 +109,8 @@ impl GroupContext {
             RebalanceProtocol::None | RebalanceProtocol::Eager => consumer.assign(&list),
         };
         assigned.map_err(|error| KafkaError::call("assign partitions", &error))?;
+        // A partition given back while it was paused (see `Rest`) is still paused when it comes again.
+        consumer.resume(&list).map_err(|error| KafkaError::call("resume partitions", &error))?;
         let mut state = self.lock();
         for element in list.elements() {
             if let ClientOffset::Offset(offset) = element.offset() {

