@@ -198,7 +198,7 @@ impl App {
         root::probe(base.keyring.root()).await?;
         restore::settle(&base, &kafka).await?;
         let (warehouse, vault) = (base.warehouse().await?, base.vault().await?);
-        let schemas = Schemas::open(registry(&base.config), &base.config.kafka.prefix).await;
+        let schemas = Schemas::open(registry(&base.config)?, &base.config.kafka.prefix).await;
         let schemas = Arc::new(schemas.map_err(part("registry.url"))?);
         let log = Arc::new(KafkaLog::with_schemas(kafka.clone(), Arc::clone(&schemas)));
         let signer = Arc::new(signer(&base.config)?);
@@ -207,11 +207,11 @@ impl App {
     }
 }
 
-pub(crate) fn registry(config: &Config) -> Arc<dyn Registry> {
-    match &config.registry {
-        None => Arc::new(BuiltIn),
-        Some(section) => Arc::new(HttpRegistry::new(reqwest::Client::new(), &section.url, None)),
-    }
+pub(crate) fn registry(config: &Config) -> Result<Arc<dyn Registry>, StartError> {
+    let Some(section) = &config.registry else { return Ok(Arc::new(BuiltIn)) };
+    let password = settings::secret_if("registry.password", section.password.as_ref())?;
+    let login = section.username.clone().map(|user| (user, password.unwrap_or_default()));
+    Ok(Arc::new(HttpRegistry::new(reqwest::Client::new(), &section.url, login)))
 }
 
 /// Whether a case forces the log at this moment. A forced removal whose process died is undone.

@@ -101,7 +101,7 @@ pub(super) async fn run(config: Config, args: TraceArgs, output: Output) -> Resu
         ));
     }
     let kafka = connect_kafka(&base.config).await?;
-    let schemas = Schemas::open(registry(&base.config), &base.config.kafka.prefix).await.map_err(|e| Failure::of("registry", &e))?;
+    let schemas = Schemas::open(registry(&base.config)?, &base.config.kafka.prefix).await.map_err(|e| Failure::of("registry", &e))?;
     let sought = Sought::of(kind, &row).ok_or_else(|| Failure::Failed("trace: the row's own key or event id is damaged".to_owned()))?;
     let (reader, wanted) = (kafka.clone(), sought.clone());
     let found = blocking(move || wanted.find(&reader, &schemas)).await.map_err(|e| Failure::of("kafka", &e))?;

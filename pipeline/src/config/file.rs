@@ -211,8 +211,12 @@ pub struct Security {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Registry {
-    /// Base address, e.g. `http://registry:8081`.
+    /// Base address, e.g. `https://registry:8081`.
     pub url: String,
+    /// User, where it asks for one (HTTP Basic).
+    pub username: Option<String>,
+    /// The user's password.
+    pub password: Option<SecretRef>,
 }
 
 /// `[keys]`

@@ -18,6 +18,14 @@ pub enum KafkaError {
         /// The client's code, e.g. `BrokerTransportFailure`, `Authentication`.
         code: String,
     },
+    /// A broker answered, and will not have this client.
+    #[error("kafka at {address} refuses the connection ({code}): see kafka.security (protocol, mechanism, username, password, ca)")]
+    Refused {
+        /// The configured bootstrap address.
+        address: String,
+        /// `UnknownCertificate`, `NoTls`, `Authentication`, `UnsupportedSaslMechanism` or `BrokerUnknown`.
+        code: String,
+    },
     /// A call failed.
     #[error("kafka could not {action}: {code}")]
     Call {
@@ -71,7 +79,7 @@ impl KafkaError {
     #[must_use]
     pub fn code(&self) -> &str {
         match self {
-            Self::Unreachable { code, .. } | Self::Call { code, .. } | Self::Fatal { code } => code,
+            Self::Unreachable { code, .. } | Self::Refused { code, .. } | Self::Call { code, .. } | Self::Fatal { code } => code,
             Self::OffsetLost { .. } => "OffsetLost",
         }
     }
@@ -82,7 +90,7 @@ impl From<KafkaError> for StoreError {
         let code = error.code().to_owned();
         let action = match error {
             KafkaError::Call { action, .. } => action,
-            KafkaError::Unreachable { address, .. } => format!("reach {address}"),
+            KafkaError::Unreachable { address, .. } | KafkaError::Refused { address, .. } => format!("reach {address}"),
             KafkaError::OffsetLost { topic, partition, wanted, .. } => format!("read {topic}[{partition}]@{wanted}"),
             KafkaError::Fatal { .. } => "go on".to_owned(),
         };

@@ -48,6 +48,7 @@ use hindrance::Views;
 use incarnation::Incarnations;
 use reader::ReaderOptions;
 use wire::Wire;
+use wire::connection::REFUSALS;
 
 /// How long `connect` tries before it gives up (DESIGN section 6: exit 1 within 30 s).
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
@@ -80,7 +81,7 @@ impl Kafka {
     /// Starts the embedded broker where the settings ask for it, connects, and returns once a broker has answered.
     ///
     /// # Errors
-    /// [`KafkaError::Unreachable`] within 30 s, with the address; [`KafkaError::Call`] for options librdkafka refuses.
+    /// [`KafkaError::Unreachable`] within 30 s, with the address; [`KafkaError::Refused`]; [`KafkaError::Call`] for options librdkafka refuses.
     pub async fn connect(settings: KafkaSettings) -> Result<Self, KafkaError> {
         blocking(move || Self::connect_blocking(settings)).await
     }
@@ -95,6 +96,7 @@ impl Kafka {
             .client(&address)
             .create_with_context(PlainContext(health.clone()))
             .map_err(|error| KafkaError::call("make a client", &error))?;
+        let wire = Wire::new(&address, settings.security.clone());
         let started = Instant::now();
         loop {
             match admin.inner().fetch_metadata(None, Duration::from_secs(5)) {
@@ -103,8 +105,14 @@ impl Kafka {
                     let waited_s = started.elapsed().as_secs();
                     return Err(KafkaError::Unreachable { address, waited_s, code: error::code_of(&error) });
                 }
-                // Each try waits inside the client, which reconnects with backoff.
-                Err(_) => {}
+                // Each try waits inside the client, which reconnects with backoff. librdkafka tells a refusal only to its log.
+                Err(_) => {
+                    if let Err(error) = wire.ask_any(|_| Ok(()))
+                        && REFUSALS.contains(&error.code())
+                    {
+                        return Err(KafkaError::Refused { address, code: error.code().to_owned() });
+                    }
+                }
             }
         }
         health.answered();
@@ -112,7 +120,6 @@ impl Kafka {
         let incarnations = Incarnations::new(admin, reader.clone(), format!("broker-{}", uuid::Uuid::new_v4().simple()));
         let timeout = Duration::from_millis(settings.times().message_timeout_ms.unsigned_abs());
         let producer = Producer::new(settings.producer(&address), health.clone(), incarnations.clone(), timeout)?;
-        let wire = Wire::new(&address, settings.security.clone());
         Ok(Self { shared: Arc::new(Shared { settings, address, health, incarnations, reader, wire, views: Views::default(), producer }) })
     }
 

@@ -11,8 +11,9 @@ mod rewind;
 mod roles;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use backon::{ExponentialBuilder, Retryable as _};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use sunder_retention::keys::KeyError;
@@ -30,6 +31,10 @@ pub use retain::{BLOCKED_AFTER, CaseWork};
 
 /// How long draining may take (chosen: above the poller's drain and the producers' message timeout together).
 const DRAIN_MAX: Duration = Duration::from_secs(90);
+
+/// For how long a start tries to mirror the key database (chosen: a partition gets another leader within the 9 s after which Kafka gives
+/// a broker up, and a start that cannot work ends within the 30 s of DESIGN section 6).
+const FIRST_MIRROR_MAX: Duration = Duration::from_secs(20);
 
 /// What a run did, for its last line (DESIGN section 6).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -107,7 +112,7 @@ pub async fn run(
     lease_task.spawn(async move { lease.run(lease_stopped).await });
 
     let roles_stop = CancellationToken::new();
-    mirrored(&app).await.map_err(|why| StartError::Part { what: "keys.database".to_owned(), why })?;
+    first_mirrored(&app, &stop).await.map_err(|why| StartError::Part { what: "mirror of keys.database".to_owned(), why })?;
     let (running, mut tasks) = roles::Roles::start(&app, &options.roles, metrics, &roles_stop).await?;
     let ended = tokio::select! {
         () = stop.cancelled() => Ended::Stopped,
@@ -153,6 +158,17 @@ async fn mirrored(app: &App) -> Result<(), String> {
         return Ok(());
     }
     mirror::publish(app.base.keyring.db(), &*app.log).await.map_err(|error| chain(&error))
+}
+
+/// Mirrors the key database for the first time of this run; a partition whose leader just died gets another one meanwhile.
+async fn first_mirrored(app: &App, stop: &CancellationToken) -> Result<(), String> {
+    let started = Instant::now();
+    let waits = ExponentialBuilder::default().with_max_delay(Duration::from_secs(1)).without_max_times();
+    (|| mirrored(app))
+        .retry(waits)
+        .when(|_| started.elapsed() < FIRST_MIRROR_MAX && !stop.is_cancelled())
+        .notify(|error, _| tracing::warn!(error, "the key database is not mirrored yet; trying again"))
+        .await
 }
 
 /// Mirrors the key database once every `period`, for ever: keys are minted without an erasure, and a backup from before is noticed by this.

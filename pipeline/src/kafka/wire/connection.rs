@@ -27,6 +27,13 @@ const CLIENT_ID: &str = "sunder";
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
+/// The broker's certificate is signed by no authority that is believed, or names another host.
+const UNKNOWN_CERTIFICATE: &str = "UnknownCertificate";
+/// The other side speaks no TLS that both know.
+const NO_TLS: &str = "NoTls";
+/// Codes of a broker that answers and refuses: trying again changes nothing.
+pub(crate) const REFUSALS: [&str; 5] = [UNKNOWN_CERTIFICATE, NO_TLS, "Authentication", "UnsupportedSaslMechanism", "BrokerUnknown"];
+
 /// A connection that is logged in.
 pub(crate) struct Connection {
     stream: Box<dyn Stream>,
@@ -107,7 +114,11 @@ impl Connection {
 
     /// The operating system's text may name paths and hosts: its kind alone is kept.
     fn broken(&self, error: &std::io::Error) -> KafkaError {
-        self.failed(&format!("{:?}", error.kind()))
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidCertificate(_)) => self.failed(UNKNOWN_CERTIFICATE),
+            Some(_) => self.failed(NO_TLS),
+            None => self.failed(&format!("{:?}", error.kind())),
+        }
     }
 }
 

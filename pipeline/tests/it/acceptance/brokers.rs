@@ -1,4 +1,4 @@
-//! Three brokers of a test's own, that may be stopped, killed, damaged and searched.
+//! Brokers of a test's own, that may be stopped, killed, damaged, secured and searched.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use sunder_schemas::private::SealedBlock;
 
 use super::world::Services;
 
-/// A cluster of three brokers under a folder of its own; stopped and removed on drop.
+/// A cluster under a folder of its own; stopped and removed on drop.
 pub(super) struct Cluster {
     home: tempfile::TempDir,
     address: String,
@@ -25,12 +25,21 @@ pub(super) async fn turn() -> tokio::sync::MutexGuard<'static, ()> {
 impl Cluster {
     /// Starts three brokers with the program files of `services`.
     pub(super) fn start(services: &Services) -> Self {
+        Self::start_as(services, &["--brokers", "3"])
+    }
+
+    /// Starts one broker that wants TLS and a password, and asks what a user may do.
+    pub(super) fn start_secured(services: &Services) -> Self {
+        Self::start_as(services, &["--brokers", "1", "--secured"])
+    }
+
+    fn start_as(services: &Services, how: &[&str]) -> Self {
         let home = tempfile::tempdir().expect("temporary folder");
         let library = services.kafka_logs.first().and_then(|data| data.ancestors().nth(2)).expect("SUNDER_TEST_KAFKA_LOGS").join("lib");
         std::fs::create_dir(home.path().join("kafka")).expect("folder");
         std::os::unix::fs::symlink(library, home.path().join("kafka/lib")).expect("link");
         let mut this = Self { home, address: String::new() };
-        this.script(&["start", "--brokers", "3", "--only", "kafka"]);
+        this.script(&[&["start", "--only", "kafka"], how].concat());
         this.address = std::fs::read_to_string(this.home.path().join("kafka/address")).expect("address").trim().to_owned();
         this
     }
@@ -44,6 +53,11 @@ impl Cluster {
     /// These brokers, as a world is told of them.
     pub(super) fn services(&self) -> Services {
         Services { kafka: self.address.clone(), kafka_logs: (1..=3).map(|node| self.data(node)).collect(), postgres: None }
+    }
+
+    /// The file of the authority that signed a secured broker's certificate, and the one of its users' password.
+    pub(super) fn secrets(&self) -> (PathBuf, PathBuf) {
+        (self.home.path().join("kafka/tls/ca.pem"), self.home.path().join("kafka/password"))
     }
 
     pub(super) fn data(&self, node: u8) -> PathBuf {

@@ -15,7 +15,7 @@ async fn world_on(cluster: &Cluster, orders: usize, seed: u64) -> World {
 }
 
 /// Key ids of the orders of `world` whose key is destroyed, or of those whose key lives.
-async fn keys(world: &World, state: &str) -> Vec<KeyId> {
+pub(super) async fn keys(world: &World, state: &str) -> Vec<KeyId> {
     use sqlx::{Connection, Row};
     let mut connection = sqlx::SqliteConnection::connect(&world.urls.keys).await.expect("key database answers");
     let rows = sqlx::query("SELECT key_id FROM subject WHERE state = $1 AND key_id IS NOT NULL")
@@ -27,7 +27,7 @@ async fn keys(world: &World, state: &str) -> Vec<KeyId> {
 }
 
 /// `count` different orders of one seller that have a personal value.
-async fn some_orders(world: &World, count: usize) -> (String, Vec<String>) {
+pub(super) async fn some_orders(world: &World, count: usize) -> (String, Vec<String>) {
     let personal = world.simulator.personal().await;
     let text = |value: &Value, name: &str| value[name].as_str().expect("text").to_owned();
     let allowed: Vec<&Value> = personal.iter().filter(|p| p["allowed"] == true && p["group"] == "recipient_address").collect();
