@@ -94,10 +94,15 @@ pub enum Command {
         /// The case; left out: all.
         id: Option<String>,
     },
-    /// Read every store again for one case.
+    /// Read every store again for one case, or for every closed one; exit 3 where something does not hold.
+    #[command(after_help = "Examples:\n  sunder verify case-20261122-0123456789abcdef\n  sunder verify --all")]
     Verify {
         /// The case.
-        id: String,
+        #[arg(required_unless_present = "all")]
+        id: Option<String>,
+        /// Every closed case, in one reading: after brokers came, went or came back. What is found is deleted again.
+        #[arg(long, conflicts_with = "id")]
+        all: bool,
     },
     /// Write a certificate's files, print the key that checks it, or check one offline.
     #[command(

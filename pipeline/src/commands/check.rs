@@ -246,7 +246,7 @@ async fn polling(base: &Base) -> Vec<Entry> {
         })),
         Err(error) => entries.push(fail("sellers", crate::telemetry::chain(&error), "see keys.database")),
     }
-    match case::list(db, base.clock.now()).await {
+    match super::cases::known(db, base.clock.now()).await {
         Ok(cases) => entries.extend(cases.into_iter().filter(|case| case.state != State::Certified).filter_map(|case| {
             let detail = format!("{} ({}) waits: {}", case.id, case.state, case.blocked_by?);
             Some(warn("case", detail, "see docs/operations.md, section Cases that do not go on"))

@@ -27,7 +27,7 @@ const SOUGHT_BYTES_MAX: u64 = 4096;
 pub(super) async fn run(config: Config, args: EraseArgs, output: Output) -> Result<u8, Failure> {
     let sought = sought(&args)?;
     let mut request = request(&args)?;
-    let app = Arc::new(App::open(Base::open(config, None).await?).await?);
+    let app = Arc::new(App::open_for_request(Base::open(config, None).await?).await?);
     super::must_be_known(&app.base, &request.seller).await?;
     if let Some(sought) = sought {
         let matches = find(&app, &args, &request.seller, &sought).await?;

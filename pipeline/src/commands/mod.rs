@@ -122,7 +122,7 @@ async fn dispatch(cli: Cli, metrics: PrometheusHandle) -> Result<u8, Failure> {
         Command::Hold { command } => Box::pin(hold::run(load()?, command, output)).await,
         Command::Inventory => Box::pin(inventory::run(load()?, output)).await,
         Command::Cases { id } => cases::list(load()?, id.as_deref(), output).await,
-        Command::Verify { id } => Box::pin(cases::verify(load()?, &id, output)).await,
+        Command::Verify { id, .. } => Box::pin(cases::verify(load()?, id.as_deref(), output)).await,
         Command::Certificate { command, id, out } => match (command, id, out) {
             (Some(CertificateCommand::Key), ..) => certificate::key(&load()?, output),
             (Some(CertificateCommand::Check(args)), ..) => certificate_check::check(&args, output),

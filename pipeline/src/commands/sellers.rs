@@ -49,7 +49,7 @@ pub(super) async fn run(config: Config, command: SellersCommand, output: Output)
         }
         SellersCommand::Remove { id } => {
             let id = SellerId::parse(&id).map_err(wrong)?;
-            let app = App::open(Base::open(config, None).await?).await?;
+            let app = App::open_for_request(Base::open(config, None).await?).await?;
             super::must_be_known(&app.base, &id).await?;
             let request = EraseRequest {
                 seller: id.clone(),

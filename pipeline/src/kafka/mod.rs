@@ -54,6 +54,11 @@ use wire::connection::REFUSALS;
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
 /// How long one question to a broker may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Within this a partition whose leader died has another one (Kafka gives a broker up after `broker.session.timeout.ms`, 9 s, and clients
+/// hear of it with their next metadata).
+const LEADER_WITHIN: Duration = Duration::from_secs(20);
+/// Pause between two questions meanwhile.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Runs `work` on a thread that may block.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, KafkaError> + Send + 'static) -> Result<T, KafkaError> {
@@ -218,17 +223,22 @@ impl Kafka {
         self.shared.incarnations.get_blocking(topic)
     }
 
-    /// First offset and end (next offset to be written) of a partition. Blocks.
+    /// First offset and end (next offset to be written) of a partition. Blocks, while the partition changes its leader too.
     ///
     /// # Errors
     /// [`KafkaError::Call`].
     pub fn bounds_blocking(&self, topic: &str, partition: Partition) -> Result<(Offset, Offset), KafkaError> {
-        let (low, high) = self
-            .admin()
-            .inner()
-            .fetch_watermarks(topic, partition.0, ASK_TIMEOUT)
-            .map_err(|error| KafkaError::call(format!("read the bounds of {topic}[{partition}]"), &error))?;
-        Ok((Offset(low), Offset(high)))
+        let started = Instant::now();
+        loop {
+            match self.admin().inner().fetch_watermarks(topic, partition.0, ASK_TIMEOUT) {
+                Ok((low, high)) => return Ok((Offset(low), Offset(high))),
+                Err(error) if started.elapsed() < LEADER_WITHIN && error.rdkafka_error_code().is_some_and(reader::is_passing) => {
+                    // The client asks at once again where it knows of no leader.
+                    std::thread::sleep(ASK_AGAIN);
+                }
+                Err(error) => return Err(KafkaError::call(format!("read the bounds of {topic}[{partition}]"), &error)),
+            }
+        }
     }
 
     /// Reads `ranges` from end to end outside any group and gives each record to `each`. Blocks. Compaction may have left gaps;

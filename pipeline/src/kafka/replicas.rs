@@ -298,7 +298,10 @@ impl<'a> OneBroker<'a> {
 fn feed(open: &mut Open, broker: i32, mut batches: bytes::Bytes, each: &mut impl FnMut(&Record<'_>)) -> Result<(), KafkaError> {
     let damaged = |open: &Open, error: BatchError| {
         KafkaError::own(
-            format!("read the replica of {}[{}] on broker {broker} at offset {}", open.topic, open.partition, open.at),
+            format!(
+                "read the replica of {}[{}] on broker {broker} at offset {} (a damaged segment: docs/operations.md says how to mend it)",
+                open.topic, open.partition, open.at
+            ),
             error.code(),
         )
     };

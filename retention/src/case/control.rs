@@ -10,7 +10,10 @@ use sunder_schemas::ids::{CaseId, EntityToken, KeyId, SellerId};
 use sunder_schemas::time::Timestamp;
 
 use super::CaseError;
+use super::engine::Engine;
 use super::keys::Keys;
+use super::probe::Moment;
+use super::store::Record;
 use crate::keydb::{DbError, KeyDb, on};
 use crate::keys::{Context, DataKey};
 use crate::store::Control;
@@ -52,7 +55,7 @@ pub(super) async fn control(db: &KeyDb, keys: &dyn Keys, case: &CaseId, seller: 
 }
 
 /// Notes that the control of `case` is planted now, by the system's clock.
-pub(super) async fn planted(db: &KeyDb, case: &CaseId, at: Timestamp) -> Result<(), CaseError> {
+async fn planted(db: &KeyDb, case: &CaseId, at: Timestamp) -> Result<(), CaseError> {
     write(db, "note a control", "UPDATE case_control SET planted_at = $2 WHERE case_id = $1", case, Some(at)).await
 }
 
@@ -85,6 +88,19 @@ pub(super) async fn forgotten(db: &KeyDb, until: Timestamp) -> Result<Vec<CaseId
     .map_err(&failed)?;
     let bad = |_| DbError::fixed("look for forgotten controls", "bad_id");
     rows.iter().map(|row| Ok(CaseId::parse(&row.try_get::<String, _>(0).map_err(&failed)?).map_err(bad)?)).collect()
+}
+
+impl Engine {
+    /// Plants the control of the case in every store; again is the same as once.
+    pub(super) async fn plant(&self, record: &Record) -> Result<Control, CaseError> {
+        let control = control(&self.parts.db, &*self.parts.keys, &record.id, &record.seller).await?;
+        planted(&self.parts.db, &record.id, self.parts.system_clock.now()).await?;
+        for store in &self.parts.prove {
+            store.plant(&control).await?;
+            self.reach(&record.id, "plant_controls", Moment::Within("planted in a store")).await;
+        }
+        Ok(control)
+    }
 }
 
 /// Whether the control opens with its own key, read back from the database: shows that opening works at all.

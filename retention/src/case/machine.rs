@@ -402,6 +402,17 @@ pub fn rounds(events: &[Event]) -> u64 {
     events.iter().map(|event| u64::from(event.step == Step::FoundAgain)).sum()
 }
 
+/// What a round was begun for, in its event's evidence, where a store had lost its controls.
+pub(super) const CONTROLS_LOST: &str = "controls_lost";
+
+/// How often controls were planted anew, and when controls were planted last, by the system's clock.
+#[must_use]
+pub fn planted(events: &[Event]) -> (u64, Option<Timestamp>) {
+    let again: Vec<&Event> = events.iter().filter(|event| event.evidence.get(CONTROLS_LOST).is_some()).collect();
+    let first = find(events, &[Step::ControlsPlanted]);
+    (again.len().try_into().unwrap_or(u64::MAX), again.last().copied().or(first).map(|event| event.at_system))
+}
+
 /// The marks of the last tombstones, once they were sent a second time.
 ///
 /// # Errors

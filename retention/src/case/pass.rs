@@ -15,7 +15,7 @@ use super::{CaseError, control};
 use crate::store::{Control, FoundBlock, Mark, Needles, ScanReport};
 
 /// Cases that one reading serves at the most. Chosen: a report names every place of every store, a few hundred kilobytes a case.
-const CASES_PER_READING: usize = 200;
+pub(super) const CASES_PER_READING: usize = 200;
 /// How long after it was planted a control of a certified case counts as forgotten. Chosen: longer than any verification runs.
 const FORGOTTEN_AFTER: Period = Period::days(1);
 

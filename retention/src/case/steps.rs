@@ -26,6 +26,11 @@ use crate::store::{Extent, Hindrance, Mark, Subject};
 /// How often what is found above its tombstone is tombstoned again before a person must look. Chosen: each round is a full scan; a
 /// record in flight can be late once, not many times.
 const ROUNDS_MAX: u64 = 5;
+/// How long after controls were planted they may be planted anew the first time; each further time waits twice as long. Chosen: longer
+/// than any reading of a small installation takes.
+const PLANT_ANEW_AFTER: Period = Period::Millis(10_000);
+/// Doublings of that wait at the most: about a day, well below the 7 days for which raw topics keep a control.
+const PLANT_DOUBLINGS_MAX: u64 = 13;
 /// How long another process may need to set its topic back once a roll has ended for its case. Chosen: the longest roll of one topic,
 /// and the spreading of settings.
 const ROLL_ENDS_WITHIN: Period = Period::Millis(120_000);
@@ -83,6 +88,10 @@ impl Engine {
             Action::TombstoneAgain => {
                 self.parts.keys.rewrite().await?;
                 self.reach(&record.id, "tombstone_again", Moment::Within("rewritten")).await;
+                if events.last().is_some_and(|event| event.evidence.get(machine::CONTROLS_LOST).is_some()) {
+                    // Below the next barrier, or no reading would meet them.
+                    self.plant(record).await?;
+                }
                 let (_, subjects) = self.subjects(record).await?;
                 let log = &self.parts.log;
                 Did::Event(Step::TombstonedAgain, marks(&log.tombstone_found(record.id.as_str(), &subjects, record.extent).await?))
@@ -250,21 +259,20 @@ impl Engine {
     }
 
     async fn plant_controls(&self, record: &Record) -> Result<Did, CaseError> {
-        let control = control::control(&self.parts.db, &*self.parts.keys, &record.id, &record.seller).await?;
-        control::planted(&self.parts.db, &record.id, self.parts.system_clock.now()).await?;
-        let mut stores = Vec::new();
-        for store in &self.parts.prove {
-            store.plant(&control).await?;
-            stores.push(store.name().to_owned());
-            self.reach(&record.id, "plant_controls", Moment::Within("planted in a store")).await;
-        }
+        let control = self.plant(record).await?;
+        let stores: Vec<&str> = self.parts.prove.iter().map(|store| store.name()).collect();
         Ok(Did::Event(Step::ControlsPlanted, json!({ "key": control.key, "stores": stores })))
     }
 
     async fn clean_sinks(&self, record: &Record, events: &[Event], wanted: &[Mark]) -> Result<Did, CaseError> {
         for store in &self.parts.forget {
             if !store.caught_up(wanted).await? {
-                return Ok(waiting(format!("store {} has not applied the log up to the barrier yet", store.name())));
+                let why = format!("store {} has not applied the log up to the barrier yet", store.name());
+                // An open transaction keeps records from the stores as it does from the cleaner.
+                return Ok(Did::Not(match self.hindered_by(wanted).await? {
+                    Some(hindered) => Progress::Blocked { why: format!("{why}: {hindered}") },
+                    None => waiting_for(why),
+                }));
             }
         }
         let (_, subjects) = self.subjects(record).await?;
@@ -378,7 +386,12 @@ impl Engine {
                 let value = serde_json::to_value(&*evidence).map_err(|_| CaseError::Request("the evidence has no JSON form"))?;
                 Ok(Did::Event(Step::Verified, value))
             }
-            Ok((Verdict::Late { count, places }, _)) if machine::rounds(events) < ROUNDS_MAX => {
+            Ok((Verdict::Void(why), _)) if self.may_plant_anew(events) => {
+                self.unpause(&record.id);
+                tracing::warn!(case_id = %record.id, why, "controls are planted anew");
+                Ok(Did::Event(Step::FoundAgain, json!({ "count": 0, "places": [], machine::CONTROLS_LOST: why })))
+            }
+            Ok((Verdict::Late { count, places }, _)) if machine::rounds(events) - machine::planted(events).0 < ROUNDS_MAX => {
                 self.unpause(&record.id);
                 Ok(Did::Event(Step::FoundAgain, json!({ "count": count, "places": places })))
             }
@@ -389,10 +402,18 @@ impl Engine {
             Ok((Verdict::Cleaning { count, places }, seen)) => {
                 self.awaits_cleaner(record, events, &Waits { count, places: &places, hindrances: &seen.hindrances }).await
             }
-            Ok((Verdict::Blocked(why), _)) => blocked(why),
+            Ok((Verdict::Void(why) | Verdict::Blocked(why), _)) => blocked(why),
             Err(CaseError::Store(error)) => blocked(error.to_string()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether controls that a store lost may be planted anew: soon, since a topic may have been emptied on purpose or a control have reached
+    /// the end of its topic's period, and ever more seldom, since a store that never finds them is broken.
+    fn may_plant_anew(&self, events: &[Event]) -> bool {
+        let (times, last) = machine::planted(events);
+        let wait = PLANT_ANEW_AFTER.millis_max().saturating_mul(1 << times.min(PLANT_DOUBLINGS_MAX));
+        last.is_some_and(|last| self.parts.system_clock.now().0.saturating_sub(last.0) >= wait)
     }
 
     /// Backups of the key database are outside every scan; they are named until the last of them is gone. Where its files are a store of
@@ -415,24 +436,14 @@ impl Engine {
     /// [`CaseError`]: nothing is known then.
     pub async fn verify(&self, case: &CaseId) -> Result<VerifyReport, CaseError> {
         let record = self.record(case).await?;
-        let control = control::control(&self.parts.db, &*self.parts.keys, case, &record.seller).await?;
-        control::planted(&self.parts.db, case, self.parts.system_clock.now()).await?;
-        for store in &self.parts.prove {
-            store.plant(&control).await?;
-        }
+        self.plant(&record).await?;
         let barrier = self.parts.log.barrier().await?;
         let ask = Ask { record: &record, barrier: &barrier, cleaner: Cleaner::Passed };
         let (verdict, seen) = self.look(&[ask]).await.pop().unwrap_or(Err(CaseError::Request("nothing was read")))?;
         if record.certified_at.is_some() {
             self.unplant(case).await;
         }
-        let reason = match verdict {
-            Verdict::Holds(_) if record.keys_destroyed_at.is_none() => Some("the keys are not destroyed yet".to_owned()),
-            Verdict::Holds(_) => None,
-            Verdict::Late { count, places } => Some(format!("{count} blocks of erased subjects are found, first in {}", places.join(", "))),
-            Verdict::Cleaning { count, .. } => Some(format!("{count} tombstoned blocks wait for the log's cleaner")),
-            Verdict::Blocked(why) => Some(why),
-        };
+        let reason = verify::reason(&record, verdict);
         let stores = verify::evidence_of(&seen.reports);
         let scan = verify::totals(&stores);
         Ok(VerifyReport {

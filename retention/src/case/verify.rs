@@ -107,6 +107,8 @@ pub(super) enum Verdict {
         /// The first of them.
         places: Vec<String>,
     },
+    /// A store did not find its controls, so it saw nothing at all: they are planted anew.
+    Void(String),
     /// Something is wrong that deleting again does not mend.
     Blocked(String),
 }
@@ -158,6 +160,17 @@ impl<S> Case<S> {
     }
 }
 
+/// What does not hold by `verdict`, in words; `None` where all does.
+pub(super) fn reason(record: &Record, verdict: Verdict) -> Option<String> {
+    match verdict {
+        Verdict::Holds(_) if record.keys_destroyed_at.is_none() => Some("the keys are not destroyed yet".to_owned()),
+        Verdict::Holds(_) => None,
+        Verdict::Late { count, places } => Some(format!("{count} blocks of erased subjects are found, first in {}", places.join(", "))),
+        Verdict::Cleaning { count, .. } => Some(format!("{count} tombstoned blocks wait for the log's cleaner")),
+        Verdict::Void(why) | Verdict::Blocked(why) => Some(why),
+    }
+}
+
 /// What is said of hindrances.
 pub(super) fn said(hindrances: &[Hindrance]) -> String {
     hindrances.iter().map(|hindrance| hindrance.what.as_str()).collect::<Vec<_>>().join("; ")
@@ -188,7 +201,7 @@ pub(super) fn judge(seen: &Seen, with_keys: u64, barrier: &[Mark], key_backups: 
     // Controls first: a scan that does not find them saw nothing at all.
     for report in seen.reports.iter().filter(|report| !is_residual(report)) {
         if report.controls_planted == 0 || report.controls_found != report.controls_planted {
-            return Verdict::Blocked(format!(
+            return Verdict::Void(format!(
                 "store {} found {} of {} planted controls: its scan is void",
                 report.store, report.controls_found, report.controls_planted
             ));

@@ -11,6 +11,7 @@ use super::world::Services;
 /// A cluster under a folder of its own; stopped and removed on drop.
 pub(super) struct Cluster {
     home: tempfile::TempDir,
+    brokers: u8,
     address: String,
 }
 
@@ -25,21 +26,26 @@ pub(super) async fn turn() -> tokio::sync::MutexGuard<'static, ()> {
 impl Cluster {
     /// Starts three brokers with the program files of `services`.
     pub(super) fn start(services: &Services) -> Self {
-        Self::start_as(services, &["--brokers", "3"])
+        Self::of(services, 3)
+    }
+
+    /// Starts so many, one or three.
+    pub(super) fn of(services: &Services, brokers: u8) -> Self {
+        Self::start_as(services, brokers, &[])
     }
 
     /// Starts one broker that wants TLS and a password, and asks what a user may do.
     pub(super) fn start_secured(services: &Services) -> Self {
-        Self::start_as(services, &["--brokers", "1", "--secured"])
+        Self::start_as(services, 1, &["--secured"])
     }
 
-    fn start_as(services: &Services, how: &[&str]) -> Self {
+    fn start_as(services: &Services, brokers: u8, how: &[&str]) -> Self {
         let home = tempfile::tempdir().expect("temporary folder");
         let library = services.kafka_logs.first().and_then(|data| data.ancestors().nth(2)).expect("SUNDER_TEST_KAFKA_LOGS").join("lib");
         std::fs::create_dir(home.path().join("kafka")).expect("folder");
         std::os::unix::fs::symlink(library, home.path().join("kafka/lib")).expect("link");
-        let mut this = Self { home, address: String::new() };
-        this.script(&[&["start", "--only", "kafka"], how].concat());
+        let mut this = Self { home, brokers, address: String::new() };
+        this.script(&[&["start", "--only", "kafka", "--brokers", &brokers.to_string()], how].concat());
         this.address = std::fs::read_to_string(this.home.path().join("kafka/address")).expect("address").trim().to_owned();
         this
     }
@@ -52,7 +58,7 @@ impl Cluster {
 
     /// These brokers, as a world is told of them.
     pub(super) fn services(&self) -> Services {
-        Services { kafka: self.address.clone(), kafka_logs: (1..=3).map(|node| self.data(node)).collect(), postgres: None }
+        Services { kafka: self.address.clone(), kafka_logs: (1..=self.brokers).map(|node| self.data(node)).collect(), postgres: None }
     }
 
     /// The file of the authority that signed a secured broker's certificate, and the one of its users' password.
@@ -62,6 +68,11 @@ impl Cluster {
 
     pub(super) fn data(&self, node: u8) -> PathBuf {
         self.home.path().join(format!("kafka/{node}/data"))
+    }
+
+    /// Ends it cleanly.
+    pub(super) fn stop(&self, node: u8) {
+        self.script(&["broker", "stop", &node.to_string()]);
     }
 
     pub(super) fn kill(&self, node: u8) {
@@ -79,7 +90,7 @@ impl Cluster {
         let finder = aho_corasick::AhoCorasick::new(headers).expect("automaton");
         let walk = || {
             let mut found = Vec::new();
-            for node in 1..=3 {
+            for node in 1..=self.brokers {
                 for folder in std::fs::read_dir(self.data(node)).into_iter().flatten().flatten() {
                     let name = folder.file_name().to_string_lossy().into_owned();
                     if name.starts_with(prefix) && name.contains(part) {

@@ -37,17 +37,17 @@ pub(super) async fn some_orders(world: &World, count: usize) -> (String, Vec<Str
     (seller, orders.into_iter().take(count).collect())
 }
 
-fn open_case(world: &World, seller: &str, order: &str) -> String {
+pub(super) fn open_case(world: &World, seller: &str, order: &str) -> String {
     let erase = ["erase", "--seller", seller, "--order", order, "--reason", "buyer-request", "--json"];
     world.run(&erase).expect(0)["id"].as_str().expect("id").to_owned()
 }
 
-fn case(world: &World, id: &str) -> Value {
+pub(super) fn case(world: &World, id: &str) -> Value {
     world.run(&["cases", id, "--json"]).expect(0)
 }
 
 /// Whether an entry of `check` that is not ok says all of `words`.
-fn checked(world: &World, words: &[&str]) -> bool {
+pub(super) fn checked(world: &World, words: &[&str]) -> bool {
     let ended = world.run(&["check", "--json"]);
     let entries = ended.json.as_array().cloned().unwrap_or_default();
     entries.iter().any(|entry| {

@@ -60,7 +60,7 @@ pub(super) fn values_of(world: &World, services: &Services, token: &str, kinds: 
 }
 
 /// The log of `world`, as its processes are connected to it.
-async fn log_of(world: &World, services: &Services, profile: Profile) -> Kafka {
+pub(super) async fn log_of(world: &World, services: &Services, profile: Profile) -> Kafka {
     let settings = KafkaSettings { profile, ..KafkaSettings::plaintext(&services.kafka, &world.prefix, 4, 1) };
     Kafka::connect(settings).await.expect("Kafka answers")
 }

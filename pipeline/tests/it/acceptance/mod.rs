@@ -10,6 +10,7 @@ mod extent;
 mod faults;
 mod kills;
 mod leaks;
+mod naming;
 mod register;
 mod registry;
 mod requests;

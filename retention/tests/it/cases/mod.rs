@@ -402,6 +402,46 @@ async fn what_cannot_be_read_drifted_or_lost_its_control_blocks_until_it_is_mend
 }
 
 #[tokio::test]
+async fn controls_that_a_store_lost_are_planted_anew_below_a_further_barrier() {
+    let world = World::new().await;
+    world.order(1).await;
+    world.flow();
+    world.vault.set(Manner::Unreadable);
+    let case = world.engine().request(&request(&[1])).await.unwrap();
+    assert!(matches!(world.work(&case).await, Progress::Blocked { .. }));
+    // A topic that was emptied, a table that was restored: what was planted is there no more.
+    sunder_retention::store::Prove::unplant(&*world.vault, case.as_str()).await.unwrap();
+    world.vault.set(Manner::Honest);
+    world.system.advance(Period::Millis(1_000));
+    let blocked = world.work(&case).await;
+    assert!(matches!(&blocked, Progress::Blocked { why } if why.contains("store vault found 0 of 1 planted controls")), "{blocked:?}");
+    world.system.advance(Period::Millis(10_000));
+    assert_eq!(world.work(&case).await, Progress::Done);
+    let round = ["found_again", "tombstoned_again", "barrier_again", "sinks_clean_again"];
+    assert_eq!(world.steps(&case).await, [&STRAIGHT[..11], &round, &STRAIGHT[11..]].concat());
+}
+
+#[tokio::test]
+async fn a_store_that_never_finds_its_controls_never_gets_a_certificate_and_few_rounds() {
+    let world = World::new().await;
+    world.order(1).await;
+    world.flow();
+    world.vault.set(Manner::Forgetful);
+    let case = world.engine().request(&request(&[1])).await.unwrap();
+    for _ in 0..360 {
+        let progress = world.work(&case).await;
+        assert!(matches!(&progress, Progress::Blocked { why } if why.contains("found 0 of 1 planted controls")), "{progress:?}");
+        world.system.advance(Period::Millis(10_000));
+    }
+    // 10 s, 20 s, ... after one another: eight within the hour.
+    let rounds = world.steps(&case).await.iter().filter(|step| **step == "found_again").count();
+    assert_eq!(rounds, 8);
+    world.vault.set(Manner::Honest);
+    world.system.advance(Period::Millis(300_000));
+    assert_eq!(world.work(&case).await, Progress::Done);
+}
+
+#[tokio::test]
 async fn it_waits_for_splitter_stores_and_cleaner_and_says_so() {
     type Spoil = fn(&World);
     let waits: [(Spoil, Spoil, &str); 3] = [
