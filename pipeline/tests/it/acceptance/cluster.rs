@@ -8,7 +8,7 @@ use super::orders;
 use super::world::{Services, Stores, World};
 
 /// A world on `cluster` with every topic on all three brokers.
-async fn world_on(cluster: &Cluster, orders: usize, seed: u64) -> World {
+pub(super) async fn world_on(cluster: &Cluster, orders: usize, seed: u64) -> World {
     let mut world = World::start(&cluster.services(), Stores::Sqlite, 2, orders, seed, "none").await;
     world.set("SUNDER_KAFKA__REPLICATION", "3");
     world

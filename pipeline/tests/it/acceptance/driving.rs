@@ -116,6 +116,7 @@ async fn every_command_prints_one_document_when_it_works_and_when_it_does_not() 
     run("cases", 0);
     run(&format!("cases {case}"), 0);
     run(&format!("verify {case}"), 0);
+    run("verify --all", 0);
     run(&format!("certificate {case} --out OUT"), 0);
     let key = run("certificate key", 0)["key"].as_str().expect("key").to_owned();
     run(&format!("certificate check {out}/certificate.note --key {key}"), 0);

@@ -2,6 +2,7 @@
 //! the promises.
 
 mod aged;
+mod away;
 mod brokers;
 mod cluster;
 mod door;

@@ -29,13 +29,13 @@ async fn world_with_order(services: &Services, seed: u64) -> (World, String, Str
 }
 
 /// What `open` says of `order`.
-fn opens(world: &World, seller: &str, order: &str) -> String {
+pub(super) fn opens(world: &World, seller: &str, order: &str) -> String {
     let args = ["open", "--json", "--seller", seller, "--order", order, "--purpose", "fulfilment", "--role", "shipping"];
     world.run(&args).json["state"].as_str().expect("a state").to_owned()
 }
 
 /// Looks until `done`; fails with `what` after `most`.
-fn until(most: Duration, what: &str, mut done: impl FnMut() -> bool) {
+pub(super) fn until(most: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let started = Instant::now();
     while !done() {
         assert!(started.elapsed() < most, "not within {most:?}: {what}");
@@ -62,7 +62,7 @@ fn assert_completes(world: &World, id: &str) -> Value {
 }
 
 /// Replaces the settings of a topic by `settings` and the broker's own, as an administrator does who knows nothing of ours.
-async fn alter(services: &Services, topic: &str, settings: &[(&str, &str)]) {
+pub(super) async fn alter(services: &Services, topic: &str, settings: &[(&str, &str)]) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", &services.kafka).create().expect("admin client");
     let mut change = AlterConfig::new(ResourceSpecifier::Topic(topic));
