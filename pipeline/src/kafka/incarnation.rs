@@ -7,13 +7,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD as STANDARD_NO_PAD;
 use rdkafka::admin::AdminClient;
 use sunder_schemas::ids::{Offset, Partition};
 
 use crate::kafka::error::KafkaError;
 use crate::kafka::health::PlainContext;
-use crate::kafka::native;
 use crate::kafka::reader::{Range, ReaderOptions, read};
+use crate::kafka::wire::Wire;
+use crate::kafka::wire::connection::OLD_BROKER;
 
 /// Key of the record that names an incarnation.
 pub const INCARNATION_KEY: &str = "~incarnation";
@@ -33,6 +36,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 struct Shared {
     admin: AdminClient<PlainContext>,
     reader: ReaderOptions,
+    wire: Wire,
     /// Stands for the life of an embedded broker where even the record is gone (its retention is over).
     broker_run: String,
     known: Mutex<HashMap<String, (String, Instant)>>,
@@ -45,8 +49,8 @@ pub(crate) struct Incarnations {
 }
 
 impl Incarnations {
-    pub(crate) fn new(admin: AdminClient<PlainContext>, reader: ReaderOptions, broker_run: String) -> Self {
-        Self { shared: Arc::new(Shared { admin, reader, broker_run, known: Mutex::new(HashMap::new()) }) }
+    pub(crate) fn new(admin: AdminClient<PlainContext>, reader: ReaderOptions, wire: Wire, broker_run: String) -> Self {
+        Self { shared: Arc::new(Shared { admin, reader, wire, broker_run, known: Mutex::new(HashMap::new()) }) }
     }
 
     pub(crate) fn admin(&self) -> &AdminClient<PlainContext> {
@@ -83,13 +87,21 @@ impl Incarnations {
         Ok(id)
     }
 
-    /// The topic id. Of several brokers some learn of a new topic later than others: a topic counts as unknown only when it stays so.
+    /// The topic id; `None` where the broker has no topic ids. Of several brokers some learn of a new topic later than others: a topic
+    /// counts as unknown only when it stays so. Any broker is asked: librdkafka asks the controller alone, which may be the one that died.
     pub(crate) fn topic_id(&self, topic: &str) -> Result<Option<String>, KafkaError> {
         let started = Instant::now();
         loop {
-            match native::topic_id(self.shared.admin.inner(), topic, DESCRIBE_TIMEOUT) {
-                Err(error) if error.is_unknown_topic() && started.elapsed() < SPREADS_WITHIN => std::thread::sleep(ASK_AGAIN),
-                answer => return answer,
+            let asked = self.shared.wire.layout(&[topic.to_owned()]);
+            let answer = asked.and_then(|mut layout| {
+                let found = layout.topics.remove(topic);
+                found.ok_or_else(|| KafkaError::own(format!("describe {topic}"), "UnknownTopicOrPartition"))
+            });
+            match answer {
+                Ok(layout) => return Ok((!layout.id.is_nil()).then(|| STANDARD_NO_PAD.encode(layout.id.as_bytes()))),
+                Err(error) if error.code() == OLD_BROKER => return Ok(None),
+                Err(error) if started.elapsed() >= SPREADS_WITHIN => return Err(error),
+                Err(_) => std::thread::sleep(ASK_AGAIN),
             }
         }
     }

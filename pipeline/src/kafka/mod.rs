@@ -122,7 +122,7 @@ impl Kafka {
         }
         health.answered();
         let reader = ReaderOptions::new(settings.consumer(&address, &format!("{}.reader", settings.prefix)), health.clone());
-        let incarnations = Incarnations::new(admin, reader.clone(), format!("broker-{}", uuid::Uuid::new_v4().simple()));
+        let incarnations = Incarnations::new(admin, reader.clone(), wire.clone(), format!("broker-{}", uuid::Uuid::new_v4().simple()));
         let timeout = Duration::from_millis(settings.times().message_timeout_ms.unsigned_abs());
         let producer = Producer::new(settings.producer(&address), health.clone(), incarnations.clone(), timeout)?;
         Ok(Self { shared: Arc::new(Shared { settings, address, health, incarnations, reader, wire, views: Views::default(), producer }) })

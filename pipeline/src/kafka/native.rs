@@ -1,11 +1,11 @@
-//! The calls of librdkafka that its Rust wrapper lacks: IncrementalAlterConfigs and DescribeTopics (for the topic id).
+//! The one call of librdkafka that its Rust wrapper lacks: IncrementalAlterConfigs.
 //!
 //! This is the one module with `unsafe`. Every pointer it makes is owned by a guard that destroys it, every pointer it borrows
 //! lives inside an event that outlives the borrow, and nothing leaves but owned Rust values. `alter_configs` of the wrapper must
 //! not be used: it resets every other override, `cleanup.policy` included (kafka-confirmed section 6).
-#![expect(unsafe_code, reason = "IncrementalAlterConfigs and DescribeTopics exist only in librdkafka's C interface")]
+#![expect(unsafe_code, reason = "IncrementalAlterConfigs exists only in librdkafka's C interface")]
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::CString;
 use std::time::Duration;
 
 use rdkafka::client::Client;
@@ -113,57 +113,5 @@ pub(crate) fn set_topic_settings<C: ClientContext>(
     match codes.into_iter().find(|code| *code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR) {
         None => Ok(()),
         Some(code) => Err(KafkaError::own(action, &raw_code_name(code))),
-    }
-}
-
-/// The topic id in its usual text form; `None` where the broker has no topic ids. Blocks up to `timeout`.
-///
-/// # Errors
-/// [`KafkaError::Call`] with the broker's code, e.g. `UnknownTopicOrPartition`.
-pub(crate) fn topic_id<C: ClientContext>(client: &Client<C>, topic: &str, timeout: Duration) -> Result<Option<String>, KafkaError> {
-    let action = format!("describe {topic}");
-    let name = c_string(topic, &action)?;
-    let rk = client.native_ptr();
-    let mut names: [*const c_char; 1] = [name.as_ptr()];
-    // SAFETY: one live string, and the count says so; the call copies it.
-    let topics = unsafe { sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1) };
-    let topics = Owned::new(topics, sys::rd_kafka_TopicCollection_destroy, &action)?;
-    // SAFETY: `client` keeps `rk` alive for the whole function; the guards destroy queue and options before it returns.
-    let queue = Owned::new(unsafe { sys::rd_kafka_queue_new(rk) }, sys::rd_kafka_queue_destroy, &action)?;
-    // SAFETY: as above.
-    let options = unsafe { sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS) };
-    let options = Owned::new(options, sys::rd_kafka_AdminOptions_destroy, &action)?;
-    // SAFETY: all three are alive; the call copies what it needs.
-    unsafe { sys::rd_kafka_DescribeTopics(rk, topics.ptr, options.ptr, queue.ptr) };
-    let event = result_of(&queue, timeout, &action)?;
-    let mut count = 0usize;
-    // SAFETY: the event is alive and of this call; descriptions, their errors, ids and texts live as long as it does, and the id's
-    // text is copied before the event goes.
-    unsafe {
-        let result = sys::rd_kafka_event_DescribeTopics_result(event.ptr);
-        if result.is_null() {
-            return Err(KafkaError::own(action, "WrongEvent"));
-        }
-        let descriptions = sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
-        if count == 0 || descriptions.is_null() {
-            return Err(KafkaError::own(action, "NoDescription"));
-        }
-        let description = *descriptions;
-        let error = sys::rd_kafka_TopicDescription_error(description);
-        if !error.is_null() {
-            let code = sys::rd_kafka_error_code(error);
-            if code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-                return Err(KafkaError::own(action, &raw_code_name(code)));
-            }
-        }
-        let id = sys::rd_kafka_TopicDescription_topic_id(description);
-        if id.is_null() || (sys::rd_kafka_Uuid_most_significant_bits(id) == 0 && sys::rd_kafka_Uuid_least_significant_bits(id) == 0) {
-            return Ok(None);
-        }
-        let text = sys::rd_kafka_Uuid_base64str(id);
-        if text.is_null() {
-            return Ok(None);
-        }
-        Ok(Some(CStr::from_ptr(text).to_string_lossy().into_owned()))
     }
 }

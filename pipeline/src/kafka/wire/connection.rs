@@ -27,6 +27,8 @@ const CLIENT_ID: &str = "sunder";
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
+/// The broker does not know the version that is asked for.
+pub(crate) const OLD_BROKER: &str = "OldBroker";
 /// The broker's certificate is signed by no authority that is believed, or names another host.
 const UNKNOWN_CERTIFICATE: &str = "UnknownCertificate";
 /// The other side speaks no TLS that both know.
@@ -71,7 +73,7 @@ impl Connection {
     pub(crate) fn ask<R: Request>(&mut self, version: i16, request: &R) -> Result<R::Response, KafkaError> {
         let is_known = self.versions.iter().any(|(key, low, high)| *key == R::KEY && (*low..=*high).contains(&version));
         if !is_known {
-            return Err(self.failed("OldBroker"));
+            return Err(self.failed(OLD_BROKER));
         }
         self.send(version, request)
     }
