@@ -1,5 +1,6 @@
 //! Whole cases: the straight way, every crash, every misbehaviour.
 
+mod again;
 mod aged;
 mod crash;
 mod late;
