@@ -33,10 +33,10 @@ pub enum PollError {
         restarts: u32,
     },
     /// A listing that never ends.
-    #[error("the listing has more than {pages} pages")]
+    #[error("the listing did not end after {pages} pages")]
     Endless {
-        /// The bound.
-        pages: u32,
+        /// How many different pages it had.
+        pages: usize,
     },
     /// The key database could not do its part.
     #[error("key database: {code}")]

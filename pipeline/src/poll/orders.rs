@@ -31,10 +31,9 @@ pub(super) async fn turn(poller: &Poller, seller: &PolledSeller, cancel: &Cancel
     let gaps = mark.gaps_to_try(&poller.keyring).await?;
     let mut listing = Orders { poller, seller, cancel, catalogue, keys, mark, rejected: false };
     for gap in gaps {
-        match walk::read(&mut listing, gap).await {
-            Ok(_) => listing.close(gap.from, gap.to.unwrap_or(gap.from)).await?,
-            Err(PollError::Unreadable(body)) => listing.gap(gap, &body, true).await?,
-            Err(error) => return Err(error),
+        match walk::read_gap(&mut listing, gap).await? {
+            None => listing.close(gap.from, gap.to.unwrap_or(gap.from)).await?,
+            Some(body) => listing.gap(gap, &body, true).await?,
         }
     }
     walk::walk(&mut listing, window).await

@@ -6,6 +6,8 @@ mod acceptance;
 #[cfg(test)]
 mod dependencies;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod kafka;
 #[cfg(test)]
 mod kafka_proof;
