@@ -64,6 +64,7 @@ const MIGRATIONS: &[(i64, &str)] = &[
     (140, include_str!("../migrations/0140_business_period.sql")),
     (141, include_str!("../migrations/0141_hold.sql")),
     (131, include_str!("../migrations/0131_case_residual.sql")),
+    (170, include_str!("../migrations/0170_stray_sweep.sql")),
 ];
 
 /// An error of the key database: what was tried and a code; never the database's own text, which quotes values.

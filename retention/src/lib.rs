@@ -24,5 +24,6 @@ pub mod rotate;
 mod secretfile;
 pub mod sellers;
 pub mod store;
+pub mod stray;
 #[cfg(feature = "testing")]
 pub mod testing;

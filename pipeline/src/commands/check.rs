@@ -247,7 +247,7 @@ async fn polling(base: &Base) -> Vec<Entry> {
         Err(error) => entries.push(fail("sellers", crate::telemetry::chain(&error), "see keys.database")),
     }
     match super::cases::known(db, base.clock.now()).await {
-        Ok(cases) => entries.extend(cases.into_iter().filter(|case| case.state != State::Certified).filter_map(|case| {
+        Ok(cases) => entries.extend(cases.into_iter().filter(|case| case.state != State::Certified || case.blocked).filter_map(|case| {
             let detail = format!("{} ({}) waits: {}", case.id, case.state, case.blocked_by?);
             Some(warn("case", detail, "see docs/operations.md, section Cases that do not go on"))
         })),

@@ -4,11 +4,13 @@
 //! `DRAIN_MAX`, exits non-zero and says what was left.
 
 mod assignment;
+mod blocks;
 mod idle;
 mod lost;
 mod retain;
 mod rewind;
 mod roles;
+mod stray;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -27,6 +27,8 @@ pub struct CaseWork {
     moves: AtomicU64,
     settled: AtomicU64,
     blocked: Mutex<BTreeMap<CaseId, (Instant, String)>>,
+    /// Certified cases of which something came back.
+    reopened: Mutex<BTreeSet<CaseId>>,
     /// Late cases that were told of.
     late: Mutex<BTreeSet<CaseId>>,
 }
@@ -124,6 +126,10 @@ impl CaseWork {
             self.moves.fetch_add(1, Ordering::SeqCst);
             *stands = now;
         }
+        super::stray::sweep(app).await.map_err(|e| chain(&e))?;
+        let reopened = app.engine.prove_reopened().await.map_err(|e| chain(&e))?;
+        open += reopened.len() as u64;
+        self.reopened(reopened);
         self.open.store(open, Ordering::SeqCst);
         #[expect(clippy::cast_precision_loss, reason = "a gauge of a small number")]
         metrics::gauge!("sunder_retain_cases_open").set(open as f64);
@@ -151,6 +157,17 @@ impl CaseWork {
         }
         told.retain(|id| late.iter().any(|case| case.id == *id));
         Ok(())
+    }
+
+    /// Reopened cases are blocked until they are proved again.
+    fn reopened(&self, standing: Vec<(CaseId, String)>) {
+        let mut before = self.reopened.lock().unwrap_or_else(PoisonError::into_inner);
+        let now: BTreeSet<CaseId> = standing.iter().map(|(case, _)| case.clone()).collect();
+        before.difference(&now).for_each(|case| self.unblock(case));
+        *before = now;
+        for (case, why) in standing {
+            self.block(case, why);
+        }
     }
 
     fn block(&self, case_id: CaseId, why: String) {

@@ -5,15 +5,18 @@
 //! The certificate stands: its key is gone since, and it names the replicas that were read for it.
 
 use serde::Serialize;
+use serde_json::{Value, json};
 use sunder_schemas::ids::CaseId;
 
 use super::CaseError;
 use super::engine::Engine;
-use super::machine::State;
+use super::machine::{Progress, State};
 use super::pass::{Ask, CASES_PER_READING};
 use super::steps::Cleaner;
-use super::store::Record;
+use super::store::{self, Record};
 use super::verify::{self, Verdict};
+use crate::audit::{self, AuditEvent, AuditOutcome};
+use crate::keydb::on;
 
 /// What one more proof of a closed case came to: a contract of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -40,6 +43,10 @@ impl Engine {
             closed.push(self.record(&case.id).await?);
         }
         closed.sort_by(|a, b| (a.opened_at, &a.id).cmp(&(b.opened_at, &b.id)));
+        self.prove_all(&closed).await
+    }
+
+    async fn prove_all(&self, closed: &[Record]) -> Result<Vec<Reproved>, CaseError> {
         let mut proved = Vec::with_capacity(closed.len());
         for records in closed.chunks(CASES_PER_READING) {
             let read = self.prove_again(records).await;
@@ -49,6 +56,52 @@ impl Engine {
             proved.extend(read?);
         }
         Ok(proved)
+    }
+
+    /// Reopens a certified case of which `blocks` came back: it is proved again until that holds. Its certificate stands, since it says
+    /// what was so on its day.
+    ///
+    /// # Errors
+    /// [`CaseError`]: it is not reopened.
+    pub async fn reopen(&self, case: &CaseId, blocks: u64) -> Result<(), CaseError> {
+        let why = format!("{blocks} blocks under its destroyed keys came back; they are deleted again and it is proved anew");
+        self.note_came_back(case, "case.reopened", Some(&why), json!({ "blocks": blocks })).await
+    }
+
+    /// Proves the reopened cases again; returns those that do not hold yet, with what is in the way.
+    ///
+    /// # Errors
+    /// [`CaseError`]: nothing is known of the rest then.
+    pub async fn prove_reopened(&self) -> Result<Vec<(CaseId, String)>, CaseError> {
+        let (mut standing, mut due) = (Vec::new(), Vec::new());
+        for case in store::came_back(&self.parts.db).await? {
+            match self.paused(&case) {
+                Some(Progress::Blocked { why } | Progress::Waiting { why, .. }) => standing.push((case, why)),
+                Some(Progress::Done) | None => due.push(self.record(&case).await?),
+            }
+        }
+        for proved in self.prove_all(&due).await? {
+            if let Some(why) = proved.reason {
+                self.pause(&proved.case, |_| Progress::Blocked { why: why.clone() });
+                standing.push((proved.case, why));
+            } else {
+                self.unpause(&proved.case);
+                self.note_came_back(&proved.case, "case.proved_again", None, json!({})).await?;
+                tracing::info!(case_id = %proved.case, "a reopened case is proved again");
+            }
+        }
+        Ok(standing)
+    }
+
+    async fn note_came_back(&self, case: &CaseId, action: &'static str, why: Option<&str>, detail: Value) -> Result<(), CaseError> {
+        let mut tx = self.parts.db.begin_write().await?;
+        if store::set_came_back(&mut tx, case, why).await? {
+            let object = case.to_string();
+            let event = AuditEvent { actor: object.clone(), action, object, outcome: AuditOutcome::Success, detail };
+            audit::append(&mut tx, self.parts.clock.now(), &event).await?;
+        }
+        tx.commit().await.map_err(on(action))?;
+        Ok(())
     }
 
     async fn prove_again(&self, records: &[Record]) -> Result<Vec<Reproved>, CaseError> {

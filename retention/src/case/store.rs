@@ -316,6 +316,29 @@ pub(super) async fn set_blocked(db: &KeyDb, case: &CaseId, last: i64, why: &str,
     Ok(done.rows_affected() == 1)
 }
 
+/// Notes of a certified case that what it erased came back (`Some`), or is proved gone again; returns whether that is new.
+pub(super) async fn set_came_back(tx: &mut Write, case: &CaseId, why: Option<&str>) -> Result<bool, CaseError> {
+    let done = sqlx::query(
+        "UPDATE erasure_case SET blocked_by = $1, is_blocked = $2 WHERE case_id = $3 AND state = 'certified' AND is_blocked <> $2",
+    )
+    .bind(why.map(str::to_owned))
+    .bind(i64::from(why.is_some()))
+    .bind(case.as_str().to_owned())
+    .execute(&mut **tx)
+    .await
+    .map_err(on("reopen a case"))?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Certified cases of which something came back, oldest first.
+pub(super) async fn came_back(db: &KeyDb) -> Result<Vec<CaseId>, CaseError> {
+    let rows = sqlx::query("SELECT case_id FROM erasure_case WHERE state = 'certified' AND is_blocked = 1 ORDER BY opened_at, case_id")
+        .fetch_all(db.pool())
+        .await
+        .map_err(on("read reopened cases"))?;
+    rows.iter().map(|row| case_id(row, 0)).collect()
+}
+
 /// Replaces the list of subjects.
 pub(super) async fn write_subjects(tx: &mut Write, case: &CaseId, subjects: &[Listed]) -> Result<(), CaseError> {
     sqlx::query("DELETE FROM case_scope WHERE case_id = $1")

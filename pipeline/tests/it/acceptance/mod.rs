@@ -21,6 +21,7 @@ mod running;
 mod secured;
 mod story;
 mod strangers;
+mod stray;
 mod trace;
 mod world;
 
