@@ -19,7 +19,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyPool, AssertSqlSafe, ConnectOptions, Executor, Row, Transaction};
 
-use crate::inventory;
+use crate::{dbcode, inventory};
 
 /// Connections per process. Chosen: a process works on few batches at once; PostgreSQL's default allows 100 in all.
 const CONNECTIONS_MAX: u32 = 8;
@@ -92,12 +92,10 @@ pub fn on(action: &'static str) -> impl Fn(sqlx::Error) -> DbError {
     move |error| {
         let (code, retry): (Cow<'_, str>, bool) = match &error {
             sqlx::Error::Database(e) => {
-                let code = e.code().unwrap_or(Cow::Borrowed("unknown"));
-                // Serialisation, deadlock, shutdown and connection classes of PostgreSQL; busy and locked of SQLite.
-                let retry =
-                    code.starts_with("40") || code.starts_with("57") || code.starts_with("08") || matches!(&*code, "5" | "6" | "517");
-                (code, retry)
+                let (code, retry) = dbcode::answered(&**e);
+                (Cow::Owned(code), retry)
             }
+            sqlx::Error::InvalidSavePointStatement | sqlx::Error::BeginFailed => (Cow::Borrowed("transaction_lost"), true),
             sqlx::Error::Io(_) => (Cow::Borrowed("unreachable"), true),
             sqlx::Error::Tls(_) => (Cow::Borrowed("tls"), false),
             sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => (Cow::Borrowed("no_connection"), true),
@@ -348,6 +346,7 @@ async fn open_pool(url: &str, password: Option<&SecretString>) -> Result<(AnyPoo
                 Ok(())
             })
         })
+        .after_release(|connection, _| Box::pin(dbcode::is_sound::<Any>(connection)))
         .connect_with(options)
         .await
         .map_err(on("open"))?;
@@ -434,6 +433,22 @@ mod tests {
         let error = KeyDb::open("postgres://u:hunter2@127.0.0.1/x", None).await.unwrap_err();
         assert_eq!(error.code, "password_in_url");
         assert!(!error.to_string().contains("hunter2"));
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_costs_its_transaction_and_no_later_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = KeyDb::open(&format!("sqlite://{}/keys.db", folder.path().display()), None).await.unwrap();
+        let mut tx = db.begin_write().await.unwrap();
+        tx.execute("PRAGMA max_page_count = 1").await.unwrap();
+        let full = tx.execute("CREATE TABLE filler AS SELECT randomblob(1000000) AS b").await.map_err(on("fill")).unwrap_err();
+        assert_eq!((full.code.as_str(), full.retry), ("13 disk_full", true));
+        // So it ends the transaction by itself where the disk is full while it commits.
+        tx.execute("ROLLBACK").await.unwrap();
+        drop(tx);
+        for _ in 0..=CONNECTIONS_MAX {
+            db.begin_write().await.unwrap().commit().await.unwrap();
+        }
     }
 
     #[test]

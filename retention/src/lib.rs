@@ -5,6 +5,7 @@ pub mod audit;
 pub mod buyer;
 pub mod case;
 pub mod cursor;
+pub mod dbcode;
 pub mod deadline;
 pub mod hold;
 pub mod inventory;

@@ -2,6 +2,7 @@
 //!
 //! A database's own text quotes values, so none of it gets past this module: an error carries the SQLSTATE (or a short word) alone.
 
+use sunder_retention::dbcode;
 use sunder_retention::store::StoreError;
 use sunder_schemas::ids::{Offset, Partition};
 
@@ -109,10 +110,10 @@ impl SinkError {
 fn code_of(error: &sqlx::Error) -> (String, Retry) {
     match error {
         sqlx::Error::Database(inner) => {
-            let code = inner.code().map_or_else(|| "unknown".to_owned(), |code| code.into_owned());
-            let retry = if is_transient(&code) { Retry::Backoff } else { Retry::Never };
-            (code, retry)
+            let (code, passes) = dbcode::answered(&**inner);
+            (code, if passes { Retry::Backoff } else { Retry::Never })
         }
+        sqlx::Error::InvalidSavePointStatement | sqlx::Error::BeginFailed => ("transaction_lost".to_owned(), Retry::Backoff),
         sqlx::Error::Io(_) => ("io".to_owned(), Retry::Backoff),
         sqlx::Error::Tls(_) => ("tls".to_owned(), Retry::Backoff),
         sqlx::Error::Protocol(_) => ("protocol".to_owned(), Retry::Backoff),
@@ -123,32 +124,5 @@ fn code_of(error: &sqlx::Error) -> (String, Retry) {
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => ("decode".to_owned(), Retry::Never),
         sqlx::Error::Encode(_) => ("encode".to_owned(), Retry::Never),
         _ => ("driver".to_owned(), Retry::Never),
-    }
-}
-
-/// SQLSTATE classes 08 (connection), 40 (rollback), 53 (resources), 55P03 (lock), 57 (operator intervention), 58 (system)
-/// (PostgreSQL manual, appendix A), and SQLite's BUSY 5, LOCKED 6, IOERR 10 and FULL 13 with their extended codes, whose low byte is
-/// the primary code (sqlite.org/rescode.html).
-fn is_transient(code: &str) -> bool {
-    if code.len() < 5
-        && let Ok(sqlite) = code.parse::<u32>()
-    {
-        return matches!(sqlite & 0xff, 5 | 6 | 10 | 13);
-    }
-    ["08", "40", "53", "55P03", "57", "58"].iter().any(|class| code.starts_with(class))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lost_connection_is_tried_again_and_a_broken_rule_is_not() {
-        for code in ["08006", "57P01", "40001", "53300", "5", "261"] {
-            assert!(is_transient(code), "{code}");
-        }
-        for code in ["23502", "42501", "22P02", "1299"] {
-            assert!(!is_transient(code), "{code}");
-        }
     }
 }

@@ -198,6 +198,8 @@ impl Roles {
                 }
                 if app.base.keyring.db().ping().await.is_err() {
                     now.push("keys.database does not answer".to_owned());
+                } else if app.base.keyring.check_lease().is_err() {
+                    now.push("keys.database takes no writes: the lease on cached keys ran out".to_owned());
                 }
                 now.extend(sinks.iter().filter(|s| !(s.progress)().is_up).map(|s| format!("{} does not answer", s.name)));
                 *missing.lock().unwrap_or_else(PoisonError::into_inner) = now;

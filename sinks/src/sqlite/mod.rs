@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row as _, Sqlite as Db, SqlitePool, Transaction};
+use sunder_retention::dbcode;
 use sunder_retention::inventory::SQLITE_OBJECTS;
 use sunder_retention::store::{Control, Subject};
 use sunder_schemas::class::FieldGroup;
@@ -63,6 +64,7 @@ impl Sqlite {
             .max_connections(1)
             .idle_timeout(None)
             .max_lifetime(None)
+            .after_release(|connection, _| Box::pin(dbcode::is_sound::<Db>(connection)))
             .connect_with(connect)
             .await
             .map_err(SinkError::of(store, "open the file"))?;
@@ -392,5 +394,27 @@ impl Backend for Sqlite {
 
     async fn sealed(&self, table: usize, seller: &SellerId, entity: EntityToken) -> Result<Vec<PiiRecord>, SinkError> {
         self.sealed_rows(table, seller, entity).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Retry;
+
+    #[tokio::test]
+    async fn a_full_disk_costs_its_transaction_and_no_later_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = StoreOptions::new(&format!("sqlite://{}/vault.db", folder.path().display()), "sp");
+        let store = Sqlite::open("vault", &options, &[Table::sealed_block()], false).await.unwrap();
+        let mut tx = store.pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        sqlx::query("PRAGMA max_page_count = 1").execute(&mut *tx).await.unwrap();
+        let filler = sqlx::query("CREATE TABLE filler AS SELECT randomblob(1000000) AS b");
+        let full = filler.execute(&mut *tx).await.map_err(store.fail("fill")).unwrap_err();
+        assert_eq!((full.retry(), full.to_string().as_str()), (Retry::Backoff, "vault could not fill: 13 disk_full"));
+        // So it ends the transaction by itself where the disk is full while it commits.
+        sqlx::query("ROLLBACK").execute(&mut *tx).await.unwrap();
+        drop(tx);
+        assert_eq!(store.rebuild("vault", 0, "sp.pii.orders.v1", "one").await, Ok(0));
     }
 }
