@@ -1,12 +1,13 @@
 //! Finds any of many byte strings in one pass over rows and files.
 //!
 //! A scan looks for each key id in four forms: its 16 bytes (bare, and so also inside a block's header), its hex text, and the base64
-//! of a header (of the 18 bytes that encode without a remainder). Nothing here trusts an index or a column: bytes are compared.
+//! of a header (of the 18 bytes that encode without a remainder). Where business rows go too it looks for their pseudonyms, in the hex in
+//! which every table keeps them. Nothing here trusts an index or a column: bytes are compared.
 
 use std::collections::HashMap;
 
 use sunder_retention::store::Needles;
-use sunder_schemas::ids::KeyId;
+use sunder_schemas::ids::{EntityToken, KeyId};
 use sunder_schemas::private::SealedBlock;
 
 /// The shortest needle: shorter ones occur by chance.
@@ -21,6 +22,8 @@ pub enum Trace {
     Control(KeyId),
     /// One of the further byte strings, by its place in the list.
     Bytes(usize),
+    /// The pseudonym of an entity whose rows must be gone.
+    Token(EntityToken),
 }
 
 /// A hit: whose trace it is and where it begins.
@@ -54,6 +57,9 @@ impl Finder {
         }
         for (index, bytes) in needles.bytes.iter().enumerate() {
             finder.add(bytes.clone(), Trace::Bytes(index));
+        }
+        for subject in &needles.gone {
+            finder.add(subject.token.to_hex().into_bytes(), Trace::Token(subject.token));
         }
         finder
     }

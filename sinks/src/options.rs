@@ -1,11 +1,15 @@
 //! How to reach a store.
 
+use std::time::Duration;
+
 use secrecy::SecretString;
 
 use crate::SinkError;
 
 /// Rewriting a table locks it; above this size remnants in free space are named instead (chosen: about 10 s on a laptop's disk).
 pub const REWRITE_BYTES_MAX: u64 = 1 << 30;
+/// How long rewriting a table waits for those who use it (chosen: whoever comes meanwhile queues behind it).
+pub const REWRITE_LOCK: Duration = Duration::from_secs(5);
 /// Connections of one store on PostgreSQL (chosen: one per partition that is applied at once, and one for cases).
 pub const CONNECTIONS: u32 = 8;
 /// Rows that one statement writes at most: a batch above it becomes several statements of one transaction (chosen).
@@ -24,6 +28,8 @@ pub struct StoreOptions {
     pub connections: u32,
     /// Size in bytes up to which a scan may rewrite a table to wipe remnants from its free space.
     pub rewrite_bytes_max: u64,
+    /// How long rewriting a table waits for those who use it (PostgreSQL); then it fails with SQLSTATE 55P03, and the case says so.
+    pub rewrite_lock: Duration,
 }
 
 impl StoreOptions {
@@ -36,6 +42,7 @@ impl StoreOptions {
             prefix: prefix.to_owned(),
             connections: CONNECTIONS,
             rewrite_bytes_max: REWRITE_BYTES_MAX,
+            rewrite_lock: REWRITE_LOCK,
         }
     }
 

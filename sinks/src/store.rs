@@ -1,6 +1,6 @@
 //! What the warehouse and the vault have in common: a database that applies, forgets, and is read again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use sunder_retention::store::{Aged, Control, FoundBlock, Mark, Needles, Place, Residual, ScanReport, StoreError, Subject};
@@ -56,6 +56,10 @@ pub(crate) struct Reading {
     pub(crate) places: Vec<Place>,
     pub(crate) found: Vec<FoundBlock>,
     pub(crate) controls: BTreeSet<KeyId>,
+    /// Pseudonyms that were met, each with the first place.
+    pub(crate) tokens: BTreeMap<EntityToken, String>,
+    /// Pseudonyms that stand in rows that live: another order's reference, or a level that is still listed.
+    pub(crate) named: BTreeSet<EntityToken>,
 }
 
 impl Reading {
@@ -68,6 +72,10 @@ impl Reading {
                     continue;
                 }
                 crate::find::Trace::Erased(key) => key,
+                crate::find::Trace::Token(token) => {
+                    self.tokens.entry(token).or_insert_with(|| place.to_owned());
+                    continue;
+                }
                 // A further byte string names no key of its own.
                 crate::find::Trace::Bytes(_) => KeyId([0; 16]),
             };
@@ -75,6 +83,24 @@ impl Reading {
                 self.found.push(FoundBlock { place: place.to_owned(), key, block: block(hit.at), is_buried: false });
             }
         }
+    }
+
+    /// Says that what was read so far were rows that live: their pseudonyms are no remnant.
+    pub(crate) fn rows_end(&mut self) {
+        self.named.extend(std::mem::take(&mut self.tokens).into_keys());
+    }
+
+    /// Makes findings of the pseudonyms that stand in no row of `named`.
+    fn tell_remnants(&mut self, named: &BTreeSet<EntityToken>) {
+        let left = std::mem::take(&mut self.tokens).into_iter().filter(|(token, _)| !named.contains(token));
+        let remnant = |(_, place): (EntityToken, String)| FoundBlock {
+            place: format!("{place} (a row that is gone)"),
+            key: KeyId([0; 16]),
+            block: Vec::new(),
+            is_buried: false,
+        };
+        let room = FOUND_MAX.saturating_sub(self.found.len());
+        self.found.extend(left.take(room).map(remnant));
     }
 }
 
@@ -264,53 +290,69 @@ impl Store {
         let finder = std::sync::Arc::new(Finder::new(needles));
         let mut report = ScanReport { store: self.name.to_owned(), ..ScanReport::default() };
         let mut rows = self.backend.read_rows(&finder).await?;
+        let named = std::mem::take(&mut rows.named);
         rows.found.extend(self.left_of(needles).await?);
         let is_clean = rows.found.is_empty();
+        // What is left in the planner's statistics is no row: reading the rows anew, as deleting again does, mends it.
+        rows.tell_remnants(&named);
         report.take(rows, &needles.controls);
-        let (mut rewritten, mut has_files) = (false, true);
-        match self.backend.read_files(&finder).await? {
-            None => {
-                has_files = false;
-                report.residual.push(Residual {
-                    what: format!("{}: the server's files cannot be read by this user; free space until it is used again", self.name),
-                    until: None,
-                });
-            }
+        let mut rewritten = false;
+        let mut files = self.files(&finder, &named).await?;
+        if is_clean && files.as_ref().is_some_and(|files| !files.found.is_empty()) && !self.keeps_free_space().await? {
+            self.backend.rewrite().await?;
+            rewritten = true;
+            files = self.files(&finder, &named).await?;
+        }
+        let has_files = files.is_some();
+        match files {
+            None => report.residual.push(self.left("the server's files cannot be read by this user; free space until it is used again")),
             Some(mut files) => {
-                if is_clean && !files.found.is_empty() {
-                    if self.backend.size().await? <= self.rewrite_bytes_max {
-                        self.backend.rewrite().await?;
-                        rewritten = true;
-                        files = self.backend.read_files(&finder).await?.unwrap_or_default();
-                    } else {
-                        report.residual.push(Residual {
-                            what: format!(
-                                "{}: {} remnants of ciphertext in free space, too large to rewrite",
-                                self.name,
-                                files.found.len()
-                            ),
-                            until: None,
-                        });
-                        files.found.clear();
-                    }
+                if is_clean && !rewritten && !files.found.is_empty() {
+                    let (count, or_more) = (files.found.len(), if files.found.len() < FOUND_MAX { "" } else { " or more" });
+                    let what = format!("{count}{or_more} remnants of what was deleted in free space, too large to rewrite");
+                    report.residual.push(self.left(&what));
+                    files.found.clear();
                 }
                 report.take(files, &needles.controls);
             }
         }
+        report.residual.extend(self.known_to_be_left(needles, named.len()).await?);
+        report.method = self.method(rewritten, has_files);
+        if !needles.gone.is_empty() {
+            report.method.push_str(", and with the pseudonyms of what was erased, whose rows are counted");
+        }
+        Ok(report)
+    }
+
+    /// Reads the files; a pseudonym there counts unless a row that lives has it too.
+    async fn files(&self, finder: &std::sync::Arc<Finder>, named: &BTreeSet<EntityToken>) -> Result<Option<Reading>, SinkError> {
+        let mut files = self.backend.read_files(finder).await?;
+        if let Some(files) = &mut files {
+            files.tell_remnants(named);
+        }
+        Ok(files)
+    }
+
+    /// What no search here reaches; `named` pseudonyms of what was erased stand in rows that live.
+    async fn known_to_be_left(&self, needles: &Needles, named: usize) -> Result<Vec<Residual>, SinkError> {
+        let mut left = Vec::new();
         if self.backend.dialect() == Dialect::Postgres {
-            report.residual.push(Residual {
-                what: format!("{}: PostgreSQL's write-ahead log until recycled, its archive, base backups and replicas", self.name),
-                until: None,
-            });
+            left.push(self.left("PostgreSQL's write-ahead log until recycled, its archive, base backups and replicas"));
         }
         if !needles.gone.is_empty() && self.keeps_free_space().await? {
-            report.residual.push(Residual {
-                what: format!("{}: remnants of deleted rows in free space, too large to rewrite, until it is used again", self.name),
-                until: None,
-            });
+            left.push(self.left("remnants of deleted rows in free space, too large to rewrite, until it is used again"));
         }
-        report.method = self.method(rewritten, has_files);
-        Ok(report)
+        if named > 0 {
+            left.push(self.left(&format!(
+                "{named} pseudonyms of what was erased, in rows of others that refer to it and live on; free space was not searched for these"
+            )));
+        }
+        Ok(left)
+    }
+
+    /// Something of this store that stays, until nobody can say when.
+    fn left(&self, what: &str) -> Residual {
+        Residual { what: format!("{}: {what}", self.name), until: None }
     }
 
     /// The business rows that are still there and must be gone: one finding a table.

@@ -342,6 +342,29 @@ impl Table {
         Some(format!("SELECT selling_partner_id, {} FROM {} WHERE {column} < {instant}", self.entity_column(), self.name))
     }
 
+    /// Inserts a row of constants into a table of PostgreSQL.
+    #[must_use]
+    pub fn constants_sql(&self) -> String {
+        let constant = |column: &Column| match column.kind {
+            ColumnType::Int => "0",
+            ColumnType::Bool => "false",
+            ColumnType::Decimal => "0",
+            ColumnType::Time => "timestamptz 'epoch'",
+            ColumnType::Uuid => "'00000000-0000-0000-0000-000000000000'",
+            ColumnType::Bytes => "''::bytea",
+            ColumnType::Text | ColumnType::Token | ColumnType::Nested => "'~constant'",
+            ColumnType::Texts | ColumnType::Tokens | ColumnType::Ints => "'{}'",
+        };
+        let (names, values): (Vec<&str>, Vec<&str>) = self.columns.iter().map(|column| (column.name, constant(column))).unzip();
+        format!("INSERT INTO {} ({}) VALUES ({})", self.name, names.join(", "), values.join(", "))
+    }
+
+    /// Deletes what [`Table::constants_sql`] inserted.
+    #[must_use]
+    pub fn drop_constants_sql(&self) -> String {
+        format!("DELETE FROM {} WHERE selling_partner_id = '~constant'", self.name)
+    }
+
     /// Every row as one text, then each column of bytes: what a scan compares with its needles.
     #[must_use]
     pub fn row_text_sql(&self, dialect: Dialect) -> String {

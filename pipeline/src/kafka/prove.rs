@@ -195,6 +195,7 @@ impl<'a> Scan<'a> {
                 Ok(Row::Goes) => case.find(record, found),
                 // A younger value of the same key: an older one goes by compaction, as under a tombstone.
                 Ok(Row::Stays) => case.bury(record),
+                Ok(Row::Waits) => case.wait(record),
                 Ok(Row::Other) => {}
                 Err(error) => drop(self.unread.get_or_insert(error)),
             }
@@ -370,7 +371,7 @@ fn report(of_brokers: Vec<Findings>, newest_ms: Option<i64>, times: &Times) -> S
     }
     for (topic, newest) in waiting {
         report.residual.push(Residual {
-            what: format!("{topic}: ciphertext of destroyed or quarantine keys until the topic's retention"),
+            what: format!("{topic}: events of what was erased, their personal fields ciphertext of destroyed or quarantine keys, until the topic's retention"),
             until: newest.map(|ms| Timestamp(ms.saturating_add(retention_bound_ms(times)))),
         });
     }

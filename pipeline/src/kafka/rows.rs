@@ -80,9 +80,13 @@ impl RowFinder {
 
     /// What `record` of `topic` is to the case. A level's rows go one by one, by their own age; all of an order goes with it.
     pub(super) fn look(&self, topic: Topic, record: &Record<'_>) -> Result<Row, KafkaError> {
-        let (Topic::State(kind) | Topic::Events(kind)) = topic else { return Ok(Row::Other) };
         let (Some(key), Some(value)) = (record.key, record.value) else { return Ok(Row::Other) };
         let is_wanted = subject_part(key).and_then(|part| std::str::from_utf8(part).ok()).is_some_and(|part| self.wanted.contains(part));
+        let kind = match topic {
+            Topic::State(kind) | Topic::Events(kind) => kind,
+            Topic::Raw(_) if is_wanted => return Ok(Row::Waits),
+            _ => return Ok(Row::Other),
+        };
         match self.older_than {
             _ if !is_wanted => Ok(Row::Other),
             Some(cutoff) if kind == Kind::InventoryLevels => {
@@ -104,6 +108,8 @@ pub(super) enum Row {
     Goes,
     /// A row of its entities that is too young to go; an older value under the same key goes by compaction.
     Stays,
+    /// An event of its entities on a raw topic, which goes by the topic's retention.
+    Waits,
 }
 
 /// Topic, partition and key of a row.
@@ -130,8 +136,8 @@ impl Kafka {
                     Row::Goes => drop(living.insert(entry)),
                     // A tombstone, or a younger value: burying that would take what is to stay.
                     Row::Stays => drop(living.remove(&entry)),
-                    Row::Other if record.value.is_none() => drop(living.remove(&entry)),
-                    Row::Other => {}
+                    Row::Other | Row::Waits if record.value.is_none() => drop(living.remove(&entry)),
+                    Row::Other | Row::Waits => {}
                 }
                 Ok(())
             })?;

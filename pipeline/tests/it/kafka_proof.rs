@@ -191,6 +191,35 @@ async fn business_data_goes_with_its_children_and_history_and_leaves_others_alon
     }
 }
 
+/// An event without a sealed block names no key: where business rows go it is known by its entity, and told until its retention.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_raw_event_of_what_was_erased_is_told_by_its_pseudonym_and_does_not_block() {
+    for kafka in brokers("waits").await {
+        kafka.apply_topics().await.unwrap();
+        let log = KafkaLog::new(kafka.clone());
+        let (gone, other) = (subject(random_key()), subject(random_key()));
+        let raw = Topic::Raw(Family::Orders);
+        for subject in [&gone, &other] {
+            let event = format!("{}|event-1", key::state_key(&subject.seller, subject.token, None));
+            put(&kafka, raw, subject, &event, b"clear part").await;
+        }
+        let barrier = barrier(&log).await;
+        let told = async |taken: &[Subject]| {
+            // No key is sought: what is told is told by the pseudonym.
+            let needles = Needles { gone: taken.to_vec(), barrier: barrier.clone(), ..Needles::default() };
+            let report = log.scan(&needles).await.unwrap();
+            assert_eq!(report.found, []);
+            let of_raw = format!("{}: ", kafka.topic(raw));
+            report.residual.into_iter().filter(|residual| residual.what.starts_with(&of_raw)).collect::<Vec<_>>()
+        };
+        let residual = told(std::slice::from_ref(&gone)).await;
+        assert_eq!(residual.len(), 1, "{residual:?}");
+        assert!(residual[0].until.is_some(), "its last day is named: {residual:?}");
+        assert_eq!(told(&[subject(random_key())]).await, [], "of an order that raw does not hold nothing is told");
+        assert_eq!(told(&[]).await, [], "where business rows live on the event is no remnant");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_is_drained_once_the_splitters_group_is_past_raw() {
     for kafka in brokers("drain").await {

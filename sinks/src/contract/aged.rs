@@ -1,5 +1,7 @@
 //! Business rows leave by age: orders as a whole, inventory levels row by row.
 
+use std::time::Duration;
+
 use sunder_retention::store::{Aged, ScanReport};
 use sunder_schemas::class::Family;
 use sunder_schemas::records::{InventoryLevelRow, OrderRow};
@@ -145,4 +147,148 @@ async fn rows_from_before_the_cutoff_are_found_deleted_and_wiped() {
             assert_eq!(holds(&bench, table, marker).await, stays, "{marker} on {database}");
         }
     }
+}
+
+/// What was deleted past the store, so that nothing cleaned up behind it, lies in free space and in the planner's samples: the pseudonym
+/// finds it there.
+#[tokio::test]
+async fn remnants_of_business_rows_are_found_by_pseudonym_and_go() {
+    for database in ["sqlite", "postgres"] {
+        let Some(bench) = Bench::<OfWarehouse>::on(database).await else { continue };
+        let source = Source { topic: "sp.state.orders.v1".to_owned(), incarnation: "one".to_owned(), partition: Partition(0) };
+        let records = (1..=3).map(|entity| order(entity, Timestamp(CUTOFF.0 - 1)));
+        let changes = (0..).zip(records).map(|(n, record)| Change::Upsert { offset: Offset(n), record }).collect();
+        bench.store.apply(&source, None, Offset(3), changes).await.unwrap();
+        let is_postgres = database == "postgres";
+        let leave = if is_postgres { "ANALYZE orders" } else { "PRAGMA secure_delete = OFF" };
+        sqlx::raw_sql(leave).execute(&bench.sql).await.unwrap();
+        sqlx::raw_sql("DELETE FROM orders").execute(&bench.sql).await.unwrap();
+
+        let subjects = [subject(1), subject(2), subject(3)];
+        let needles = Needles { gone: subjects.to_vec(), older_than: Some(CUTOFF), ..Needles::default() };
+        assert!(holds(&bench, "orders", "MARKER-ORDER-1").await, "the control is there, on {database}");
+        let report = bench.store.scan(&needles).await.unwrap();
+        let in_statistics = report.found.iter().filter(|found| found.place.contains("statistics")).count();
+        assert_eq!(in_statistics, if is_postgres { 3 } else { 0 }, "{database}");
+        assert!(report.method.contains("tables rewritten"), "{} on {database}", report.method);
+        assert!(!holds(&bench, "orders", "MARKER-ORDER-1").await, "{database}");
+
+        bench.store.forget(&subjects, Extent::OlderThan(CUTOFF)).await.unwrap();
+        let report = bench.store.scan(&needles).await.unwrap();
+        assert_eq!(report.found, [], "{database}");
+        let rows: (i64,) = sqlx::query_as("SELECT count(*) FROM orders").fetch_one(&bench.sql).await.unwrap();
+        assert_eq!(rows.0, 0, "the row of constants is gone, on {database}");
+    }
+}
+
+/// A pseudonym in a row that lives on is no remnant of the order it names: it is told of.
+#[tokio::test]
+async fn a_reference_of_a_row_that_lives_on_is_told_and_does_not_block() {
+    for database in ["sqlite", "postgres"] {
+        let Some(bench) = Bench::<OfWarehouse>::on(database).await else { continue };
+        let source = Source { topic: "sp.state.orders.v1".to_owned(), incarnation: "one".to_owned(), partition: Partition(0) };
+        let mut record = order(2, CUTOFF);
+        if let StateRecord::Order(row) = &mut record {
+            row.associated_order_tokens = vec![token(1)];
+        }
+        bench.store.apply(&source, None, Offset(1), vec![Change::Upsert { offset: Offset(0), record }]).await.unwrap();
+        let needles = Needles { gone: vec![subject(1)], older_than: Some(CUTOFF), ..Needles::default() };
+        let report = bench.store.scan(&needles).await.unwrap();
+        assert_eq!(report.found, [], "{database}");
+        let told = report.residual.iter().filter(|residual| residual.what.contains("1 pseudonyms of what was erased")).count();
+        assert_eq!(told, 1, "{database}");
+    }
+}
+
+/// Order 1, written and deleted past the store: it lies in free space alone.
+async fn left_in_free_space(bench: &Bench<OfWarehouse>) -> Needles {
+    let source = Source { topic: "sp.state.orders.v1".to_owned(), incarnation: "one".to_owned(), partition: Partition(0) };
+    let change = Change::Upsert { offset: Offset(0), record: order(1, Timestamp(CUTOFF.0 - 1)) };
+    bench.store.apply(&source, None, Offset(1), vec![change]).await.unwrap();
+    if bench.options.url.starts_with("sqlite:") {
+        sqlx::raw_sql("PRAGMA secure_delete = OFF").execute(&bench.sql).await.unwrap();
+    }
+    sqlx::raw_sql("DELETE FROM orders").execute(&bench.sql).await.unwrap();
+    assert!(holds(bench, "orders", "MARKER-ORDER-1").await, "the control is there");
+    Needles { gone: vec![subject(1)], older_than: Some(CUTOFF), ..Needles::default() }
+}
+
+/// Above the size of the options nothing is rewritten: what is left in free space is told, with its number, and the method claims no
+/// rewriting.
+#[tokio::test]
+async fn remnants_in_tables_too_large_to_rewrite_are_told() {
+    for database in ["sqlite", "postgres"] {
+        let Some(bench) = Bench::<OfWarehouse>::on(database).await else { continue };
+        let needles = left_in_free_space(&bench).await;
+        let store = Warehouse::open(&StoreOptions { rewrite_bytes_max: 0, ..bench.options.clone() }).await.unwrap();
+        let report = store.scan(&needles).await.unwrap();
+        assert_eq!(report.found, [], "{database}");
+        let told = |what: &str| report.residual.iter().filter(|residual| residual.what.contains(what)).count();
+        assert_eq!(told("remnants of what was deleted in free space, too large to rewrite"), 1, "{database}: {:?}", report.residual);
+        assert_eq!(told("remnants of deleted rows in free space, too large to rewrite"), 1, "{database}: {:?}", report.residual);
+        assert!(!report.method.contains("rewritten"), "{} on {database}", report.method);
+        assert!(holds(&bench, "orders", "MARKER-ORDER-1").await, "what is told is true, on {database}");
+
+        // The same store with room to rewrite tells of neither.
+        let report = bench.store.scan(&needles).await.unwrap();
+        assert_eq!(report.found, [], "{database}");
+        assert!(!report.residual.iter().any(|residual| residual.what.contains("too large")), "{database}: {:?}", report.residual);
+        assert!(!holds(&bench, "orders", "MARKER-ORDER-1").await, "{database}");
+    }
+}
+
+/// A reader in a transaction that stays open keeps its tables from being rewritten: neither forgetting nor the search waits for it longer
+/// than the limit, both say so, and both succeed once it has ended.
+#[tokio::test]
+async fn a_session_that_holds_a_table_fails_the_rewrite_by_name_until_it_ends() {
+    let Some(bench) = Bench::<OfWarehouse>::on("postgres").await else { return };
+    let needles = left_in_free_space(&bench).await;
+    let store = Warehouse::open(&StoreOptions { rewrite_lock: Duration::from_millis(50), ..bench.options.clone() }).await.unwrap();
+    let mut reader = bench.sql.begin().await.unwrap();
+    sqlx::query("SELECT count(*) FROM orders").fetch_one(&mut *reader).await.unwrap();
+    let why = "warehouse could not rewrite its tables while another session uses one of them: 55P03 locked";
+    let scanned = store.scan(&needles).await.unwrap_err();
+    assert_eq!(scanned.to_string(), why);
+    let forgot = store.forget(&needles.gone, Extent::OlderThan(CUTOFF)).await.unwrap_err();
+    assert_eq!(forgot.to_string(), why);
+    reader.rollback().await.unwrap();
+
+    store.forget(&needles.gone, Extent::OlderThan(CUTOFF)).await.unwrap();
+    let report = store.scan(&needles).await.unwrap();
+    assert_eq!(report.found, []);
+    assert!(!holds(&bench, "orders", "MARKER-ORDER-1").await);
+}
+
+/// The planner samples the elements of lists apart from their values.
+#[tokio::test]
+async fn a_pseudonym_among_the_planners_samples_of_list_elements_is_found() {
+    let Some(bench) = Bench::<OfWarehouse>::on("postgres").await else { return };
+    let source = Source { topic: "sp.state.orders.v1".to_owned(), incarnation: "one".to_owned(), partition: Partition(0) };
+    let refers = |entity: u8| {
+        let mut record = order(entity, CUTOFF);
+        if let StateRecord::Order(row) = &mut record {
+            // Each list is another one, and the first and the last in order lack it: as an element alone it is common.
+            let named = (10..=50).contains(&entity).then(|| token(1));
+            row.associated_order_tokens = std::iter::once(token(100 + entity)).chain(named).collect();
+        }
+        record
+    };
+    let changes = (2..=60).map(|n| Change::Upsert { offset: Offset(n.into()), record: refers(n) }).collect();
+    bench.store.apply(&source, None, Offset(61), changes).await.unwrap();
+    let sql = &bench.sql;
+    let emptied = "ALTER TABLE orders ALTER COLUMN associated_order_tokens SET STATISTICS 1; ANALYZE orders; DELETE FROM orders";
+    sqlx::raw_sql(emptied).execute(sql).await.unwrap();
+    let (values, elements): (String, String) = sqlx::query_as(
+        "SELECT concat_ws(' ', most_common_vals::text, histogram_bounds::text), coalesce(most_common_elems::text, '') FROM pg_stats \
+         WHERE tablename = 'orders' AND attname = 'associated_order_tokens'",
+    )
+    .fetch_one(sql)
+    .await
+    .unwrap();
+    let hex = token(1).to_hex();
+    assert!(elements.contains(&hex) && !values.contains(&hex), "the control is there: {elements} {values}");
+    let needles = Needles { gone: vec![subject(1)], older_than: Some(CUTOFF), ..Needles::default() };
+    let report = bench.store.scan(&needles).await.unwrap();
+    let in_statistics = report.found.iter().filter(|found| found.place.contains("statistics")).count();
+    assert_eq!(in_statistics, 1, "{:?}", report.found);
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, PgPool, Postgres as Db, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, PgPool, Postgres as Db, Row as _, Transaction};
 use sunder_retention::inventory::POSTGRES_OBJECTS;
 use sunder_retention::store::{Control, Subject};
 use sunder_schemas::class::FieldGroup;
@@ -32,6 +32,8 @@ use types::{PgInstant, PgUuid};
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Number of the advisory lock under which processes make tables, one at a time ("sunder" in ASCII).
 const SETTLE_LOCK: i64 = 0x73_75_6e_64_65_72;
+/// SQLSTATE of a lock that was not had within `lock_timeout` (PostgreSQL manual, appendix A).
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// A store on PostgreSQL.
 pub(crate) struct Postgres {
@@ -41,6 +43,7 @@ pub(crate) struct Postgres {
     upserts: Vec<Arc<str>>,
     deletes: Vec<Arc<str>>,
     has_control: bool,
+    rewrite_lock: Duration,
 }
 
 impl Postgres {
@@ -65,6 +68,7 @@ impl Postgres {
             deletes: tables.iter().map(|table| table.delete_unnest_sql(table.key.len()).into()).collect(),
             tables: tables.to_vec(),
             has_control: with_views,
+            rewrite_lock: options.rewrite_lock,
         };
         backend.settle().await.map_err(SinkError::of(store, "make its tables"))?;
         Ok(backend)
@@ -231,6 +235,44 @@ impl Postgres {
         Ok(gone.first().copied().unwrap_or_default())
     }
 
+    /// Makes the planner forget what it sampled of tables that are empty by now: ANALYZE leaves their statistics as they were. It is
+    /// shown one row of constants instead, which nobody else sees.
+    async fn forget_statistics(&self) -> Result<(), sqlx::Error> {
+        for table in &self.tables {
+            let sql = format!(
+                "SELECT NOT EXISTS (SELECT 1 FROM {0}) AND EXISTS (SELECT 1 FROM pg_stats \
+                 WHERE schemaname = ANY(current_schemas(false)) AND tablename = '{0}')",
+                table.name
+            );
+            if !sqlx::query_scalar::<_, bool>(AssertSqlSafe(sql)).fetch_one(&self.pool).await? {
+                continue;
+            }
+            let mut tx = self.pool.begin().await?;
+            for sql in [table.constants_sql(), format!("ANALYZE {}", table.name), table.drop_constants_sql()] {
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await?;
+            }
+            tx.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Rewrites the tables. Each is locked meanwhile, and who waits for a lock holds up all who come after: so it waits briefly.
+    async fn rewrite_tables(&self) -> Result<(), SinkError> {
+        let connection = self.pool.acquire().await.map_err(self.fail("rewrite its tables"))?;
+        // It leaves the pool, and its limit with it, however this ends.
+        let mut connection = connection.detach();
+        let limit = format!("SET lock_timeout = {}", self.rewrite_lock.as_millis().max(1));
+        sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut connection).await.map_err(self.fail("rewrite its tables"))?;
+        for table in &self.tables {
+            let done = sqlx::raw_sql(AssertSqlSafe(format!("VACUUM FULL {}", table.name))).execute(&mut connection).await;
+            done.map_err(|error| {
+                let is_locked = error.as_database_error().and_then(|error| error.code()).as_deref() == Some(LOCK_NOT_AVAILABLE);
+                self.fail(if is_locked { "rewrite its tables while another session uses one of them" } else { "rewrite its tables" })(error)
+            })?;
+        }
+        connection.close().await.map_err(self.fail("rewrite its tables"))
+    }
+
     /// Runs a maintenance statement on every table; such statements stand outside transactions.
     async fn on_each_table(&self, statement: &str) -> Result<(), sqlx::Error> {
         for table in &self.tables {
@@ -329,11 +371,12 @@ impl Backend for Postgres {
     }
 
     async fn purge(&self) -> Result<(), SinkError> {
-        self.on_each_table("VACUUM (ANALYZE)").await.map_err(self.fail("vacuum"))
+        self.on_each_table("VACUUM (ANALYZE)").await.map_err(self.fail("vacuum"))?;
+        self.forget_statistics().await.map_err(self.fail("renew the planner's statistics"))
     }
 
     async fn rewrite(&self) -> Result<(), SinkError> {
-        self.on_each_table("VACUUM FULL").await.map_err(self.fail("rewrite its tables"))
+        self.rewrite_tables().await
     }
 
     async fn read_rows(&self, finder: &Finder) -> Result<Reading, SinkError> {

@@ -39,6 +39,7 @@ impl Postgres {
             let sql = "SELECT case_id, key_id, block FROM scan_control".to_owned();
             self.search_rows(finder, sql, "scan_control", &mut reading).await?;
         }
+        reading.rows_end();
         self.search_statistics(finder, &mut reading).await?;
         Ok(reading)
     }
@@ -63,7 +64,7 @@ impl Postgres {
     async fn search_statistics(&self, finder: &Finder, reading: &mut Reading) -> Result<(), SinkError> {
         let names: Vec<&str> = self.tables.iter().map(|table| table.name).collect();
         let rows: Vec<String> = sqlx::query_scalar(
-            "SELECT coalesce(most_common_vals::text, '') || ' ' || coalesce(histogram_bounds::text, '') FROM pg_stats \
+            "SELECT concat_ws(' ', most_common_vals::text, histogram_bounds::text, most_common_elems::text) FROM pg_stats \
              WHERE schemaname = ANY(current_schemas(false)) AND tablename = ANY($1)",
         )
         .bind(names)

@@ -53,6 +53,7 @@ impl Sqlite {
             let sql = "SELECT case_id, key_id, block FROM scan_control".to_owned();
             self.search_rows(finder, sql, "scan_control", &mut reading).await?;
         }
+        reading.rows_end();
         Ok(reading)
     }
 

@@ -132,6 +132,32 @@ async fn an_order_erased_with_its_business_data_never_comes_back() {
     assert_eq!(world.run(&open).expect(3)["state"], "erased");
 }
 
+/// An analyst's session that stays open on a table keeps it from being rewritten: no certificate, a reason, and no wait without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_holds_the_warehouse_blocks_the_case_by_name_and_its_end_completes_it() {
+    use sqlx::Connection as _;
+    let Some(services) = Services::from_env() else { return };
+    let world = World::start(&services, Stores::Postgres, 1, 20, 19, "none").await;
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    let (seller, order) = some_order(&world).await;
+    let mut analyst = sqlx::PgConnection::connect(&world.urls.warehouse).await.expect("warehouse answers");
+    sqlx::raw_sql("BEGIN; SELECT count(*) FROM orders").execute(&mut analyst).await.expect("read");
+
+    let erase = ["erase", "--seller", &seller, "--order", &order, "--reason", "amazon-request", "--wait", "--json"];
+    let case = world.run(&erase).expect(3);
+    let why = case["blocked_by"].as_str().unwrap_or_default();
+    assert!(why.contains("warehouse could not rewrite its tables while another session uses one of them"), "{case:#}");
+    assert_eq!(case["certified_at"], Value::Null, "{case:#}");
+    assert!(case["keys_destroyed_at"].is_string(), "the keys do not wait for the warehouse: {case:#}");
+
+    analyst.close().await.expect("closed");
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    let id = case["id"].as_str().expect("id");
+    let case = world.run(&["cases", id, "--json"]).expect(0);
+    assert_eq!((case["state"].as_str(), &case["blocked_by"]), (Some("certified"), &Value::Null), "{case:#}");
+    assert_eq!(world.run(&["verify", id, "--json"]).expect(0)["holds"], true);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_that_was_never_seen_is_certified_as_not_held() {
     let Some(services) = Services::from_env() else { return };
