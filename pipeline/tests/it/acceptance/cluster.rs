@@ -17,7 +17,8 @@ pub(super) async fn world_on(cluster: &Cluster, orders: usize, seed: u64) -> Wor
 /// Key ids of the orders of `world` whose key is destroyed, or of those whose key lives.
 pub(super) async fn keys(world: &World, state: &str) -> Vec<KeyId> {
     use sqlx::{Connection, Row};
-    let mut connection = sqlx::SqliteConnection::connect(&world.urls.keys).await.expect("key database answers");
+    sqlx::any::install_default_drivers();
+    let mut connection = sqlx::AnyConnection::connect(&world.urls.keys).await.expect("key database answers");
     let rows = sqlx::query("SELECT key_id FROM subject WHERE state = $1 AND key_id IS NOT NULL")
         .bind(state)
         .fetch_all(&mut connection)

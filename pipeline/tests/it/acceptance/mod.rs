@@ -3,6 +3,7 @@
 
 mod aged;
 mod away;
+mod batch;
 mod brokers;
 mod cluster;
 mod door;
