@@ -157,5 +157,7 @@ pub(crate) const fn is_passing(code: RDKafkaErrorCode) -> bool {
             | RDKafkaErrorCode::UnknownMemberId
             | RDKafkaErrorCode::WaitingForCoordinator
             | RDKafkaErrorCode::PollExceeded
+            // A broker's own trouble (`UNKNOWN_SERVER_ERROR`), such as an append of the group's coordinator that timed out.
+            | RDKafkaErrorCode::Unknown
     )
 }

@@ -17,8 +17,8 @@ use crate::kafka::record::Record;
 use crate::kafka::wire::batch::{self, BatchError};
 use crate::kafka::wire::{Bound, Broker, Fetched, Layout, Wanted, Wire};
 
-/// How long a follower may be behind: it fetches at least every 500 ms (`replica.fetch.wait.max.ms`), and what is asked for was
-/// acknowledged by all in-sync replicas. Chosen: enough for a machine that is busy.
+/// How long a broker may answer without what is left, or not answer: a follower fetches at least every 500 ms
+/// (`replica.fetch.wait.max.ms`), and what is asked for was acknowledged by all in-sync replicas. Chosen: enough for a machine that is busy.
 const BEHIND_MAX: Duration = Duration::from_secs(10);
 
 /// A partition up to an end.
@@ -157,7 +157,6 @@ fn assign(layout: &Layout, wanted: &[UpTo]) -> Result<BTreeMap<i32, Vec<Open>>, 
                 at: Offset(0),
                 to: wanted.to,
                 records: 0,
-                heard: Instant::now(),
             });
         }
     }
@@ -174,13 +173,28 @@ struct Open {
     at: Offset,
     to: Offset,
     records: u64,
-    /// When it last gave something.
-    heard: Instant,
 }
 
 impl Open {
     fn is_done(&self) -> bool {
         self.at >= self.to
+    }
+}
+
+/// Whether reading gets on. The time counts from answer to answer, not by partition: one that is full of others has no room for the next.
+struct Watch {
+    /// Sum of all positions when they last moved.
+    position: i64,
+    moved: Instant,
+}
+
+impl Watch {
+    /// Notes the positions after an answer was read, at `now`; whether they have stood still for too long.
+    fn stands_still(&mut self, position: i64, now: Instant) -> bool {
+        if position != self.position {
+            (self.position, self.moved) = (position, now);
+        }
+        now.duration_since(self.moved) > BEHIND_MAX
     }
 }
 
@@ -190,8 +204,6 @@ struct OneBroker<'a> {
     address: &'a str,
     broker: Broker,
     open: Vec<Open>,
-    /// When it last answered.
-    answered: Instant,
 }
 
 impl<'a> OneBroker<'a> {
@@ -200,7 +212,7 @@ impl<'a> OneBroker<'a> {
             Some(first) => unread(&first.topic, first.partition, id, error.code()),
             None => error,
         })?;
-        Ok(Self { wire, id, address, broker, open, answered: Instant::now() })
+        Ok(Self { wire, id, address, broker, open })
     }
 
     fn failed(&self, open: &Open, code: &str) -> KafkaError {
@@ -209,12 +221,14 @@ impl<'a> OneBroker<'a> {
 
     fn read(mut self, mut each: impl FnMut(&Record<'_>)) -> Result<Vec<ReplicaRead>, KafkaError> {
         self.begin()?;
-        while self.open.iter().any(|open| !open.is_done()) {
+        let mut watch = Watch { position: self.position(), moved: Instant::now() };
+        while let Some(behind) = self.open.iter().find(|open| !open.is_done()) {
+            let lagging = self.failed(behind, "Lagging");
             for part in self.fetch()? {
                 self.take(part, &mut each)?;
             }
-            if let Some(behind) = self.open.iter().find(|open| !open.is_done() && open.heard.elapsed() > BEHIND_MAX) {
-                return Err(self.failed(behind, "Lagging"));
+            if watch.stands_still(self.position(), Instant::now()) {
+                return Err(lagging);
             }
         }
         let id = self.id;
@@ -229,24 +243,26 @@ impl<'a> OneBroker<'a> {
         Ok(self.open.into_iter().map(read).collect())
     }
 
+    fn position(&self) -> i64 {
+        self.open.iter().map(|open| open.at.0).sum()
+    }
+
     /// The next answer. A broker whose cleaner swaps a segment that it is just sending cuts the connection (seen with
     /// `file.delete.delay.ms=0`), so a cut one is made anew, as any client does; an answer that was cut is dropped whole.
     fn fetch(&mut self) -> Result<Vec<Fetched>, KafkaError> {
         let open: Vec<&Open> = self.open.iter().filter(|open| !open.is_done()).collect();
         let wanted: Vec<Wanted> = open.iter().map(|open| Wanted { topic_id: open.id, partition: open.partition, from: open.at }).collect();
+        let asked = Instant::now();
         loop {
             let error = match self.broker.fetch(&wanted) {
-                Ok(fetched) => {
-                    self.answered = Instant::now();
-                    return Ok(fetched);
-                }
+                Ok(fetched) => return Ok(fetched),
                 Err(error) => error,
             };
             let failed = |error: &KafkaError| match open.first() {
                 Some(first) => unread(&first.topic, first.partition, self.id, error.code()),
                 None => error.clone(),
             };
-            if self.answered.elapsed() > BEHIND_MAX {
+            if asked.elapsed() > BEHIND_MAX {
                 return Err(failed(&error));
             }
             self.broker = self.wire.broker(self.address).map_err(|error| failed(&error))?;
@@ -278,7 +294,7 @@ impl<'a> OneBroker<'a> {
                 Some(Err(code)) => return Err(unread(&open.topic, open.partition, self.id, code)),
                 None => return Err(unread(&open.topic, open.partition, self.id, "WrongAnswer")),
             };
-            (open.from, open.at, open.heard) = (start, start, Instant::now());
+            (open.from, open.at) = (start, start);
         }
         Ok(())
     }
@@ -306,7 +322,6 @@ fn feed(open: &mut Open, broker: i32, mut batches: bytes::Bytes, each: &mut impl
         )
     };
     while let Some(batch) = batch::take(&mut batches).map_err(|error| damaged(open, error))? {
-        open.heard = Instant::now();
         if batch.next <= open.at.0 {
             continue;
         }
@@ -325,4 +340,22 @@ fn feed(open: &mut Open, broker: i32, mut batches: bytes::Bytes, each: &mut impl
         open.at = Offset(batch.next);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_lags_where_answers_stand_still_and_not_where_others_fill_them() {
+        let begun = Instant::now();
+        let mut watch = Watch { position: 0, moved: begun };
+        // An hour of answers, each full of some other partition, and each taking its time to be read.
+        for second in 1..3_600u64 {
+            assert!(!watch.stands_still(i64::try_from(second).unwrap(), begun + Duration::from_secs(second)));
+        }
+        let last = begun + Duration::from_secs(3_599);
+        assert!(!watch.stands_still(3_599, last + BEHIND_MAX));
+        assert!(watch.stands_still(3_599, last + BEHIND_MAX + Duration::from_millis(1)));
+    }
 }

@@ -14,6 +14,9 @@ use crate::kafka::{GroupConsumer, Kafka, KafkaError};
 
 /// How long one poll of the group may wait: as long as a stop may take to be noticed.
 const POLL_WAIT: Duration = Duration::from_millis(250);
+/// Pauses before the group is joined again: the first, and what they grow to.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Records of `control.sellers` taken at once; they are few.
 const RECORDS_MAX: usize = 1_000;
 
@@ -33,11 +36,30 @@ impl Share {
         self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|ours| ours.contains(&partition))
     }
 
-    /// Keeps the membership until `stop`. Blocks: runs on a thread of its own.
+    /// Keeps the membership until `stop`; where it is lost, nothing is ours until the group has us again. Blocks: runs on a thread of its
+    /// own, inside the runtime.
     ///
     /// # Errors
-    /// [`KafkaError`] where the group refuses us for good.
+    /// [`KafkaError::Fatal`]: the client is of no more use.
     pub(super) fn keep(&self, kafka: &Kafka, stop: &CancellationToken) -> Result<(), KafkaError> {
+        let handle = tokio::runtime::Handle::current();
+        let mut pause = PAUSE_MIN;
+        while !stop.is_cancelled() {
+            match self.follow(kafka, stop) {
+                Err(error) if !matches!(error, KafkaError::Fatal { .. }) => {
+                    tracing::warn!(error = %error, "this process left the pollers' group; it joins again");
+                }
+                ended => return ended,
+            }
+            pause = if self.is_known() { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+            *self.0.write().unwrap_or_else(PoisonError::into_inner) = None;
+            // A stop ends the pause; which of the two it was shows in the loop's condition.
+            _ = handle.block_on(async { tokio::time::timeout(pause, stop.cancelled()).await });
+        }
+        Ok(())
+    }
+
+    fn follow(&self, kafka: &Kafka, stop: &CancellationToken) -> Result<(), KafkaError> {
         let topic = kafka.topic(Topic::ControlSellers);
         let consumer = GroupConsumer::subscribe(kafka, &kafka.group("poll"), &[&topic], |ours| vec![None; ours.len()])?;
         while !stop.is_cancelled() {
