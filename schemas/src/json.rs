@@ -25,7 +25,7 @@ pub struct JsonError {
     /// What is wrong.
     pub fault: Fault,
     /// Bytes from the start of the text.
-    pub at: usize,
+    pub at: u32,
 }
 
 /// What the next value is, by its first byte.
@@ -52,48 +52,66 @@ pub const SKIP_DEPTH_MAX: usize = 128;
 /// Most digits of a number. Chosen: no amount has them, and converting more is slow in many languages (CPython refuses at the same).
 pub const NUMBER_BYTES_MAX: usize = 4_300;
 
-/// A string as it stands between its quotes.
+/// A string by its place between its quotes; [`Json::raw`] has the text. Two numbers, as errors are, so that results travel in
+/// registers: through memory each string cost a dozen stalled cycles, a third of all the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Quoted<'j> {
-    /// The text between the quotes.
-    pub raw: &'j str,
-    /// Where it begins, in bytes from the start of the text.
-    pub at: usize,
-    /// Whether it has escapes; they are well formed.
-    pub escaped: bool,
+pub struct Quoted {
+    at: u32,
+    /// The length, with the highest bit set where it has escapes.
+    len: u32,
 }
 
-impl Quoted<'_> {
-    /// Appends the string with its escapes undone.
-    pub fn decode_into(&self, out: &mut Vec<u8>) {
-        let mut rest = self.raw;
-        while let Some((plain, escape)) = rest.split_once('\\') {
-            out.extend_from_slice(plain.as_bytes());
-            let mut chars = escape.chars();
-            let decoded = match chars.next() {
-                Some('b') => '\u{8}',
-                Some('f') => '\u{c}',
-                Some('n') => '\n',
-                Some('r') => '\r',
-                Some('t') => '\t',
-                Some('u') => {
-                    let mut unit = four_hex(chars.as_str().as_bytes()).unwrap_or_default();
-                    chars = chars.as_str().get(4..).unwrap_or_default().chars();
-                    if let 0xd800..0xdc00 = unit {
-                        let low = chars.as_str().get(2..6).and_then(|hex| four_hex(hex.as_bytes())).unwrap_or_default();
-                        chars = chars.as_str().get(6..).unwrap_or_default().chars();
-                        unit = 0x1_0000 + ((unit - 0xd800) << 10) + (low & 0x3ff);
-                    }
-                    char::from_u32(unit).unwrap_or_default()
-                }
-                // Quote, backslash and slash stand for themselves; nothing else was let through.
-                other => other.unwrap_or_default(),
-            };
-            out.extend_from_slice(decoded.encode_utf8(&mut [0; 4]).as_bytes());
-            rest = chars.as_str();
-        }
-        out.extend_from_slice(rest.as_bytes());
+const ESCAPED: u32 = 1 << 31;
+
+impl Quoted {
+    /// Where it begins, in bytes from the start of the text.
+    #[must_use]
+    pub const fn at(self) -> u32 {
+        self.at
     }
+
+    /// Its length between the quotes, in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u32 {
+        self.len & !ESCAPED
+    }
+
+    /// Whether it has escapes; they are well formed.
+    #[must_use]
+    pub const fn is_escaped(self) -> bool {
+        self.len & ESCAPED != 0
+    }
+}
+
+/// Appends `raw`, a string as it stands between its quotes with well-formed escapes, with its escapes undone.
+pub fn unescape(raw: &str, out: &mut Vec<u8>) {
+    let mut rest = raw;
+    while let Some((plain, escape)) = rest.split_once('\\') {
+        out.extend_from_slice(plain.as_bytes());
+        let mut chars = escape.chars();
+        let decoded = match chars.next() {
+            Some('b') => '\u{8}',
+            Some('f') => '\u{c}',
+            Some('n') => '\n',
+            Some('r') => '\r',
+            Some('t') => '\t',
+            Some('u') => {
+                let mut unit = four_hex(chars.as_str().as_bytes()).unwrap_or_default();
+                chars = chars.as_str().get(4..).unwrap_or_default().chars();
+                if let 0xd800..0xdc00 = unit {
+                    let low = chars.as_str().get(2..6).and_then(|hex| four_hex(hex.as_bytes())).unwrap_or_default();
+                    chars = chars.as_str().get(6..).unwrap_or_default().chars();
+                    unit = 0x1_0000 + ((unit - 0xd800) << 10) + (low & 0x3ff);
+                }
+                char::from_u32(unit).unwrap_or_default()
+            }
+            // Quote, backslash and slash stand for themselves; nothing else was let through.
+            other => other.unwrap_or_default(),
+        };
+        out.extend_from_slice(decoded.encode_utf8(&mut [0; 4]).as_bytes());
+        rest = chars.as_str();
+    }
+    out.extend_from_slice(rest.as_bytes());
 }
 
 /// A reader of the text `'j`.
@@ -107,10 +125,19 @@ pub struct Json<'j> {
 type Read<T> = Result<T, JsonError>;
 
 impl<'j> Json<'j> {
-    /// Begins at the first byte of `text`.
+    /// Begins at the first byte of `text`. One of 2 GiB or more is past every limit of ours: it reads as one that ends at once.
     #[must_use]
     pub const fn new(text: &'j str) -> Self {
+        let text = if text.len() < ESCAPED as usize { text } else { "" };
         Self { text, body: text.as_bytes(), at: 0 }
+    }
+
+    /// The text of a string that was read, as it stands between its quotes.
+    #[inline]
+    #[must_use]
+    pub fn raw(&self, quoted: Quoted) -> &'j str {
+        let at = quoted.at as usize;
+        self.text.get(at..at + quoted.bytes() as usize).unwrap_or_default()
     }
 
     /// Bytes read so far; after [`Json::peek`] the next value begins there.
@@ -184,8 +211,8 @@ impl<'j> Json<'j> {
     ///
     /// # Errors
     /// [`JsonError`].
-    #[inline]
-    pub fn string(&mut self) -> Read<Quoted<'j>> {
+    #[inline(always)]
+    pub fn string(&mut self) -> Read<Quoted> {
         let from = self.at + 1;
         let mut at = from;
         loop {
@@ -201,13 +228,13 @@ impl<'j> Json<'j> {
                 return self.string_slowly(from, at);
             }
             self.at = at + 1;
-            return Ok(Quoted { raw: self.text.get(from..at).unwrap_or_default(), at: from, escaped: false });
+            return Ok(Quoted { at: place(from), len: place(at - from) });
         }
     }
 
     /// The rest of a string with escapes, control characters, or the end of the text in it; `from` its start, `at` where to go on.
     #[cold]
-    fn string_slowly(&mut self, from: usize, mut at: usize) -> Read<Quoted<'j>> {
+    fn string_slowly(&mut self, from: usize, mut at: usize) -> Read<Quoted> {
         let mut escaped = false;
         loop {
             match self.body.get(at) {
@@ -222,7 +249,7 @@ impl<'j> Json<'j> {
             }
         }
         self.at = at + 1;
-        Ok(Quoted { raw: self.text.get(from..at).unwrap_or_default(), at: from, escaped })
+        Ok(Quoted { at: place(from), len: place(at - from) | if escaped { ESCAPED } else { 0 } })
     }
 
     /// Checks the escape whose backslash stands before `at`; gives back where it ends.
@@ -251,6 +278,7 @@ impl<'j> Json<'j> {
     ///
     /// # Errors
     /// [`JsonError`].
+    #[inline]
     pub fn array(&mut self) -> Read<Option<Next>> {
         self.at += 1;
         if self.token()? == b']' {
@@ -264,6 +292,7 @@ impl<'j> Json<'j> {
     ///
     /// # Errors
     /// [`JsonError`].
+    #[inline]
     pub fn element(&mut self) -> Read<Option<Next>> {
         match self.token()? {
             b',' => {
@@ -285,8 +314,8 @@ impl<'j> Json<'j> {
     ///
     /// # Errors
     /// [`JsonError`].
-    #[inline]
-    pub fn object(&mut self) -> Read<Option<Quoted<'j>>> {
+    #[inline(always)]
+    pub fn object(&mut self) -> Read<Option<Quoted>> {
         self.at += 1;
         if self.token()? == b'}' {
             self.at += 1;
@@ -299,8 +328,8 @@ impl<'j> Json<'j> {
     ///
     /// # Errors
     /// [`JsonError`].
-    #[inline]
-    pub fn member(&mut self) -> Read<Option<Quoted<'j>>> {
+    #[inline(always)]
+    pub fn member(&mut self) -> Read<Option<Quoted>> {
         match self.token()? {
             b',' => {
                 self.at += 1;
@@ -360,8 +389,8 @@ impl<'j> Json<'j> {
         }
     }
 
-    #[inline]
-    fn name(&mut self) -> Read<Quoted<'j>> {
+    #[inline(always)]
+    fn name(&mut self) -> Read<Quoted> {
         if !self.is(b'"') {
             return Err(self.error(Fault::Syntax, self.at));
         }
@@ -374,7 +403,7 @@ impl<'j> Json<'j> {
     }
 
     /// The next byte that is no white space; the position stays on it.
-    #[inline]
+    #[inline(always)]
     fn token(&mut self) -> Read<u8> {
         loop {
             match self.body.get(self.at) {
@@ -409,8 +438,15 @@ impl<'j> Json<'j> {
     #[cold]
     #[expect(clippy::unused_self, reason = "errors are made where the reader stands")]
     const fn error(&self, fault: Fault, at: usize) -> JsonError {
-        JsonError { fault, at }
+        JsonError { fault, at: place(at) }
     }
+}
+
+/// A place in a text, which is shorter than 2 GiB.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "`Json::new` takes no text of 2 GiB")]
+const fn place(at: usize) -> u32 {
+    at as u32
 }
 
 /// Marks, by the highest bit of each byte, the quotes, backslashes and control characters among eight bytes; the lowest mark is exact.

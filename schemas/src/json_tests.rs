@@ -13,17 +13,17 @@ fn tree(text: &str) -> Result<Value, JsonError> {
     Ok(value)
 }
 
-fn decoded(quoted: Quoted<'_>) -> String {
-    let mut out = Vec::new();
-    quoted.decode_into(&mut out);
-    assert!(quoted.escaped || out == quoted.raw.as_bytes());
+fn decoded(json: &Json<'_>, quoted: Quoted) -> String {
+    let (mut out, raw) = (Vec::new(), json.raw(quoted));
+    unescape(raw, &mut out);
+    assert!(quoted.is_escaped() || out == raw.as_bytes());
     String::from_utf8(out).unwrap()
 }
 
 fn value(json: &mut Json<'_>, depth: usize) -> Result<Value, JsonError> {
     let next = json.peek()?;
     if depth > 100 {
-        return Err(JsonError { fault: Fault::TooDeep, at: json.at() });
+        return Err(JsonError { fault: Fault::TooDeep, at: place(json.at()) });
     }
     let from = json.at();
     Ok(match next {
@@ -33,7 +33,10 @@ fn value(json: &mut Json<'_>, depth: usize) -> Result<Value, JsonError> {
             Value::Bool(json.at() - from == 4)
         }
         Next::Number => Value::Number(json.number()?.parse::<Number>().unwrap_or_else(|_| Number::from(0))),
-        Next::String => Value::String(decoded(json.string()?)),
+        Next::String => {
+            let quoted = json.string()?;
+            Value::String(decoded(json, quoted))
+        }
         Next::Array => {
             let mut items = Vec::new();
             let mut next = json.array()?;
@@ -47,12 +50,12 @@ fn value(json: &mut Json<'_>, depth: usize) -> Result<Value, JsonError> {
             let mut members = Map::new();
             let mut name = json.object()?;
             while let Some(quoted) = name {
-                members.insert(decoded(quoted), value(json, depth + 1)?);
+                members.insert(decoded(json, quoted), value(json, depth + 1)?);
                 name = json.member()?;
             }
             Value::Object(members)
         }
-        Next::Nothing => return Err(JsonError { fault: Fault::Syntax, at: from }),
+        Next::Nothing => return Err(JsonError { fault: Fault::Syntax, at: place(from) }),
     })
 }
 

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use rust_decimal::Decimal;
 use sunder_schemas::ids::EntityToken;
-use sunder_schemas::json::{Json, JsonError, Next, Quoted};
+use sunder_schemas::json::{Json, JsonError, Next, Quoted, unescape};
 use sunder_schemas::outcome::DeadLetterReason;
 use sunder_schemas::records::Text;
 use sunder_schemas::records::codec::fits;
@@ -141,15 +141,16 @@ impl<'j> Walk<'j> {
         let mut found = self.json.object().map_err(|error| self.unfit(error))?;
         while let Some(name) = found {
             // Names we know need no escapes, and canonical JSON has none that are not needed.
-            if name.escaped {
+            if name.is_escaped() {
                 return Err(self.bad(DeadLetterReason::BadClearPart));
             }
             // Canonical JSON is sorted, so a name given twice stands behind itself; of another writer's all names are looked at.
-            if name.raw <= last && !last.is_empty() {
+            let name = self.json.raw(name);
+            if !follows(name, last) {
                 self.demand_unique(from.clone())?;
             }
-            last = name.raw;
-            member(self, name.raw)?;
+            last = name;
+            member(self, name)?;
             found = self.json.member().map_err(|error| self.unfit(error))?;
         }
         Ok(())
@@ -161,7 +162,7 @@ impl<'j> Walk<'j> {
         let mut seen = HashSet::new();
         let mut found = ahead.object().map_err(|error| self.unfit(error))?;
         while let Some(name) = found {
-            if !seen.insert(name.raw) {
+            if !seen.insert(ahead.raw(name)) {
                 return Err(self.bad_field());
             }
             ahead.skip().map_err(|error| self.unfit(error))?;
@@ -174,7 +175,8 @@ impl<'j> Walk<'j> {
         match self.next()? {
             Next::String => {
                 let quoted = self.string()?;
-                let taken = if quoted.escaped { take(&decoded(quoted)) } else { take(quoted.raw) };
+                let raw = self.json.raw(quoted);
+                let taken = if quoted.is_escaped() { take(&decoded(raw)) } else { take(raw) };
                 taken.ok_or_else(|| self.bad_field())
             }
             Next::Null => self.null(),
@@ -182,7 +184,7 @@ impl<'j> Walk<'j> {
         }
     }
 
-    fn string(&mut self) -> Fit<Quoted<'j>> {
+    fn string(&mut self) -> Fit<Quoted> {
         self.json.string().map_err(|error| self.unfit(error))
     }
 
@@ -213,7 +215,7 @@ impl<'j> Walk<'j> {
 
     #[cold]
     fn unfit(&self, error: JsonError) -> Unfit {
-        self.unfit_at(DeadLetterReason::BadClearPart, error.at)
+        self.unfit_at(DeadLetterReason::BadClearPart, error.at as usize)
     }
 
     #[cold]
@@ -225,11 +227,20 @@ impl<'j> Walk<'j> {
     }
 }
 
+/// Whether `name` sorts behind `last`, where there is one. Nearly always the first letter says it.
+#[inline]
+fn follows(name: &str, last: &str) -> bool {
+    match (name.as_bytes().first(), last.as_bytes().first()) {
+        (_, None) => true,
+        (name_first, last_first) => name_first > last_first || (name_first == last_first && name > last),
+    }
+}
+
 /// The text of a string with escapes.
 #[cold]
-fn decoded(quoted: Quoted<'_>) -> String {
-    let mut out = Vec::with_capacity(quoted.raw.len());
-    quoted.decode_into(&mut out);
+fn decoded(raw: &str) -> String {
+    let mut out = Vec::with_capacity(raw.len());
+    unescape(raw, &mut out);
     String::from_utf8(out).unwrap_or_default()
 }
 

@@ -8,7 +8,7 @@ use self::entity::Waiting;
 use super::emit::{self, Source, TokenCache};
 use super::{BodyCode, BodyError, Limits, Page, Tokens};
 use crate::catalogue::{Capture, Catalogue, Names, NodeId, ROOT, Shape, Switch, TokenKind, Tree, Type, UNCLASSIFIED};
-use crate::json::{Fault, Json, JsonError, Next, Quoted};
+use crate::json::{self, Fault, Json, JsonError, Next, Quoted};
 use crate::private::Plain;
 use crate::time::Timestamp;
 
@@ -90,21 +90,11 @@ pub(super) fn text<'a>(body: &'a [u8], side: &'a [u8], span: Span) -> &'a [u8] {
     from.get(start..start + (span.len & !SIDE) as usize).unwrap_or_default()
 }
 
-/// Keeps a string: in place where the body has it as it is, else escaped into `side`. `None` where it is longer than `max` as decoded.
-#[inline]
-fn keep(side: &mut Vec<u8>, tape: &mut Vec<u8>, quoted: Quoted<'_>, max: usize) -> Option<Span> {
-    if quoted.escaped {
-        return keep_escaped(side, tape, quoted, max);
-    }
-    // The limit on bodies keeps offsets and lengths below 2^31.
-    let span = Span { start: u32::try_from(quoted.at).unwrap_or_default(), len: u32::try_from(quoted.raw.len()).unwrap_or_default() };
-    (quoted.raw.len() <= max).then_some(span)
-}
-
+/// Keeps a string with escapes: decoded in `tape`, escaped as we write it in `side`. `None` where it is longer than `max` as decoded.
 #[cold]
-fn keep_escaped(side: &mut Vec<u8>, tape: &mut Vec<u8>, quoted: Quoted<'_>, max: usize) -> Option<Span> {
+fn keep_escaped(side: &mut Vec<u8>, tape: &mut Vec<u8>, raw: &str, max: usize) -> Option<Span> {
     wipe(tape);
-    quoted.decode_into(tape);
+    json::unescape(raw, tape);
     let start = side.len();
     emit::escape(side, tape);
     let span = Span { start: u32::try_from(start).unwrap_or_default(), len: u32::try_from(side.len() - start).unwrap_or_default() | SIDE };
@@ -190,7 +180,7 @@ impl Parser<'_, '_> {
             Fault::TooDeep => BodyCode::TooDeep,
             Fault::Syntax => BodyCode::NotJson,
         };
-        self.error_at(code, error.at)
+        self.error_at(code, error.at as usize)
     }
 
     fn whole(&mut self) -> Parsed<()> {
@@ -307,10 +297,17 @@ impl Parser<'_, '_> {
         self.keep(quoted)
     }
 
+    /// Keeps a string: in place where the body has it as it is, else as it is written in canonical JSON.
     #[inline]
-    fn keep(&mut self, quoted: Quoted<'_>) -> Parsed<Span> {
+    fn keep(&mut self, quoted: Quoted) -> Parsed<Span> {
         let max = self.limits.string_bytes_max;
-        keep(&mut self.s.side, &mut self.s.tape, quoted, max).ok_or_else(|| self.error(BodyCode::StringTooLong))
+        let span = if quoted.is_escaped() {
+            keep_escaped(&mut self.s.side, &mut self.s.tape, self.json.raw(quoted), max)
+        } else {
+            // The limit on bodies keeps offsets and lengths below 2^31.
+            (quoted.bytes() as usize <= max).then_some(Span { start: quoted.at(), len: quoted.bytes() })
+        };
+        span.ok_or_else(|| self.error(BodyCode::StringTooLong))
     }
 
     /// Where the item after the next one will stand: the end of a value without children.
@@ -354,7 +351,7 @@ impl Parser<'_, '_> {
         let mut seen = 0u32;
         let mut key = self.json.object().map_err(|e| self.syntax(e))?;
         while let Some(quoted) = key {
-            let (child, unknown) = match names.find(quoted.raw) {
+            let (child, unknown) = match names.find(self.json.raw(quoted)) {
                 Some(child) => (child, Span::default()),
                 None => self.other_name(names, quoted)?,
             };
@@ -381,9 +378,9 @@ impl Parser<'_, '_> {
 
     /// A name that is not there as it is written: one we know with needless escapes, or one we do not know.
     #[cold]
-    fn other_name(&mut self, names: &Names, quoted: Quoted<'_>) -> Parsed<(NodeId, Span)> {
+    fn other_name(&mut self, names: &Names, quoted: Quoted) -> Parsed<(NodeId, Span)> {
         let span = self.keep(quoted)?;
-        let known = std::str::from_utf8(&self.s.tape).ok().filter(|_| quoted.escaped).and_then(|name| names.find(name));
+        let known = std::str::from_utf8(&self.s.tape).ok().filter(|_| quoted.is_escaped()).and_then(|name| names.find(name));
         Ok(known.map_or((UNKNOWN, span), |child| (child, Span::default())))
     }
 
@@ -504,6 +501,6 @@ pub(super) fn decoded(body: &[u8], side: &[u8], span: Span) -> Option<String> {
     }
     // Escapes only make a text longer: the buffer does not grow, and leaves nothing behind.
     let mut decoded = Vec::with_capacity(raw.len());
-    Quoted { raw, at: 0, escaped: true }.decode_into(&mut decoded);
+    json::unescape(raw, &mut decoded);
     String::from_utf8(decoded).ok()
 }
