@@ -128,6 +128,11 @@ pub enum Command {
     /// Read sealed fields for a registered purpose; each read is an audit event.
     #[command(after_help = "Exit codes: 0 readable, 1 denied, 3 erased or absent.")]
     Open(OpenArgs),
+    /// Build a sink again from the log beside the live one, then switch.
+    #[command(
+        after_help = "No case is certified while it runs. With --until the warehouse shows that time until a process with the role sink starts and brings it to the present.\n\nExamples:\n  sunder replay --sink warehouse\n  sunder replay --sink vault --json\n  sunder replay --sink warehouse --until 2026-11-01T00:00:00Z\n\nExit codes: 0 switched; 1 failed, the live sink is as it was; 3 the log holds nothing for it, or with --until a sink runs."
+    )]
+    Replay(ReplayArgs),
     /// Go from a row of the warehouse back to its event and the call that fetched it.
     #[command(
         after_help = "Examples:\n  sunder trace --table orders --key 'A1EXAMPLE|0c0c7d211d87dce7b7a4479ac42d10f6'\n  sunder trace --table order_items --key 2958fb102e54709c734f6060f36b1e2a --json\n\nExit codes: 0 found, 3 no such row."
@@ -444,6 +449,17 @@ pub struct OpenArgs {
     /// Groups of fields, comma-separated; left out: all of the purpose.
     #[arg(long, value_delimiter = ',')]
     pub fields: Vec<String>,
+}
+
+/// `sunder replay`
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// The sink.
+    #[arg(long, value_enum)]
+    pub sink: crate::run::replay::Which,
+    /// Only what was collected up to this time, ISO 8601 (warehouse only).
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
 }
 
 /// `sunder trace`

@@ -17,6 +17,9 @@ use crate::keydb::{DbError, KeyDb, blob, on};
 use crate::keys::{KeyError, Keyring};
 use crate::mirror::{self, Generation};
 
+/// The role of a process that builds a store beside a live one: its copy is in no reading, so no case is certified while it lives.
+pub const REPLAY: &str = "replay";
+
 /// Whether this process may use keys. Without a registered lease (a single command, a test) it always may.
 #[derive(Debug)]
 pub struct LeaseState {

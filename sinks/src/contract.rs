@@ -20,6 +20,7 @@ use crate::rows::Row;
 use crate::{Change, Retry, Sink, SinkError, Source, StoreOptions, Vault, Warehouse};
 
 mod aged;
+mod beside;
 mod laws;
 
 /// The key whose blocks no vault of this suite takes.
@@ -29,7 +30,7 @@ const DESTROYED: KeyId = KeyId([0xdd; 16]);
 #[async_trait]
 trait Fixture: Send + Sync + 'static {
     type Record: Row + Clone + std::fmt::Debug + 'static;
-    type Store: Sink<Self::Record> + 'static;
+    type Store: Sink<Self::Record> + crate::beside::Replaceable + 'static;
     const TOPIC: &'static str;
     const TABLE: &'static str;
     /// A text column that carries `tag`.

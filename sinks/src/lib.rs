@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod batch;
+pub mod beside;
 pub mod cells;
 mod cold;
 #[cfg(test)]

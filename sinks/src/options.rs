@@ -5,6 +5,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use crate::SinkError;
+use crate::beside::Side;
 
 /// Rewriting a table locks it; above this size remnants in free space are named instead (chosen: about 10 s on a laptop's disk).
 pub const REWRITE_BYTES_MAX: u64 = 1 << 30;
@@ -26,6 +27,8 @@ pub struct StoreOptions {
     pub prefix: String,
     /// Connections at most (PostgreSQL; SQLite has one).
     pub connections: u32,
+    /// The live store, or the one that is built beside it.
+    pub side: Side,
     /// Size in bytes up to which a scan may rewrite a table to wipe remnants from its free space.
     pub rewrite_bytes_max: u64,
     /// How long rewriting a table waits for those who use it (PostgreSQL); then it fails with SQLSTATE 55P03, and the case says so.
@@ -41,6 +44,7 @@ impl StoreOptions {
             password: None,
             prefix: prefix.to_owned(),
             connections: CONNECTIONS,
+            side: Side::Live,
             rewrite_bytes_max: REWRITE_BYTES_MAX,
             rewrite_lock: REWRITE_LOCK,
         }

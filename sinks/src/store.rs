@@ -11,6 +11,7 @@ use sunder_schemas::records::{Cell, PiiRecord};
 use sunder_schemas::time::Timestamp;
 
 use crate::batch::{check_offsets, reduce};
+use crate::beside::{self, Side};
 use crate::cells::Cells;
 use crate::find::Finder;
 use crate::lookup::{Lookup, RowText};
@@ -138,6 +139,13 @@ pub(crate) trait Backend: Send + Sync {
     async fn drop_canaries(&self, case: &str) -> Result<(), SinkError>;
     /// Sealed columns of which the planner keeps samples of values; there should be none.
     async fn sampled_columns(&self) -> Result<Vec<String>, SinkError>;
+    /// Replaces positions and the rows of the tables that topics feed (`fed`: their indexes) by those of the store beside, in one
+    /// transaction; returns how many rows those tables have now.
+    async fn take_over(&self, fed: &BTreeSet<usize>) -> Result<u64, SinkError>;
+    /// Removes the store beside; says whether there was one.
+    async fn drop_beside(&self) -> Result<bool, SinkError>;
+    /// Closes every connection.
+    async fn close(&self);
     /// Rows as text.
     async fn look_up(&self, lookup: &Lookup) -> Result<Vec<RowText>, SinkError>;
     /// The next sealed rows of one group of a seller's entities, in the order of their tokens, behind `after`.
@@ -173,10 +181,12 @@ impl Store {
         topics: Vec<(String, usize)>,
         with_views: bool,
     ) -> Result<Self, SinkError> {
+        let with_views = with_views && options.side == Side::Live;
         let backend: Box<dyn Backend> = match options.dialect(name)? {
             Dialect::Postgres => Box::new(postgres::Postgres::open(name, options, &tables, with_views).await?),
             Dialect::Sqlite => Box::new(sqlite::Sqlite::open(name, options, &tables, with_views).await?),
         };
+        let name = if options.side == Side::Live { name } else { beside::name(name) };
         Ok(Self { name, backend, tables, topics, rewrite_bytes_max: options.rewrite_bytes_max })
     }
 
@@ -263,7 +273,21 @@ impl Store {
         }))
     }
 
+    /// Indexes of the tables that topics feed.
+    pub(crate) fn fed(&self) -> BTreeSet<usize> {
+        self.topics.iter().map(|(_, table)| *table).collect()
+    }
+
+    /// Removes what a builder that died has left: it is in no scan. No case comes here while one lives.
+    pub(crate) async fn clear_beside(&self) -> Result<(), StoreError> {
+        if self.backend.drop_beside().await.map_err(SinkError::into_store_error)? {
+            tracing::warn!(store = self.name, "what a replay had left unfinished beside the store was removed");
+        }
+        Ok(())
+    }
+
     pub(crate) async fn forget(&self, subjects: &[Subject], older_than: Option<Timestamp>) -> Result<u64, StoreError> {
+        self.clear_beside().await?;
         let gone = self.backend.delete_subjects(subjects, older_than).await.map_err(SinkError::into_store_error)?;
         // Also where the tombstones had deleted all rows before: what they left in the files goes now.
         self.backend.purge().await.map_err(SinkError::into_store_error)?;

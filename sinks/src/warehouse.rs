@@ -21,7 +21,7 @@ pub type Withheld = Arc<dyn Fn(EntityToken) -> bool + Send + Sync>;
 
 /// Typed non-personal rows, fed by `state.*`.
 pub struct Warehouse {
-    store: Store,
+    pub(crate) store: Store,
     withheld: Withheld,
 }
 
@@ -108,7 +108,10 @@ impl Forget for Warehouse {
     async fn forget(&self, subjects: &[Subject], extent: Extent) -> Result<u64, StoreError> {
         match extent {
             // Business rows live on: nothing personal is in them.
-            Extent::Personal => Ok(0),
+            Extent::Personal => {
+                self.store.clear_beside().await?;
+                Ok(0)
+            }
             Extent::WithBusinessData | Extent::OlderThan(_) => {
                 let gone = self.store.forget(subjects, extent.older_than()).await?;
                 self.store.wipe_rows().await?;

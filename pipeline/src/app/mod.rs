@@ -21,6 +21,7 @@ use sunder_retention::lease::live_with_role;
 use sunder_retention::store::{EventLog, Forget, Prove};
 use sunder_schemas::note::NoteSigner;
 use sunder_schemas::time::{Clock, Period, SystemClock};
+use sunder_sinks::beside::Side;
 use sunder_sinks::{StoreOptions, Vault, Warehouse};
 
 use crate::cli::Role;
@@ -109,8 +110,16 @@ impl Base {
     /// # Errors
     /// [`StartError`].
     pub async fn vault(&self) -> Result<Arc<Vault>, StartError> {
+        self.vault_on(Side::Live).await
+    }
+
+    /// Opens the vault, or the one that is built beside it.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn vault_on(&self, side: Side) -> Result<Arc<Vault>, StartError> {
         let erased = self.keyring.erased().clone();
-        let options = self.store_options("vault.password", &self.config.vault)?;
+        let options = self.store_options("vault.password", &self.config.vault, side)?;
         let vault = Vault::open(&options, Arc::new(move |key| erased.contains(key))).await;
         Ok(Arc::new(vault.map_err(part(format!("vault.url {}", self.config.vault.url)))?))
     }
@@ -120,14 +129,23 @@ impl Base {
     /// # Errors
     /// [`StartError`].
     pub async fn warehouse(&self) -> Result<Arc<Warehouse>, StartError> {
-        let options = self.store_options("warehouse.password", &self.config.warehouse)?;
+        self.warehouse_on(Side::Live).await
+    }
+
+    /// Opens the warehouse, or the one that is built beside it.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn warehouse_on(&self, side: Side) -> Result<Arc<Warehouse>, StartError> {
+        let options = self.store_options("warehouse.password", &self.config.warehouse, side)?;
         let erased = self.keyring.erased().clone();
         let warehouse = Warehouse::open(&options).await.map_err(part(format!("warehouse.url {}", self.config.warehouse.url)))?;
         Ok(Arc::new(warehouse.gated(Arc::new(move |entity| erased.withholds(entity)))))
     }
 
-    fn store_options(&self, key: &str, store: &Store) -> Result<StoreOptions, StartError> {
+    fn store_options(&self, key: &str, store: &Store, side: Side) -> Result<StoreOptions, StartError> {
         let mut options = StoreOptions::new(&store.url, &self.config.kafka.prefix);
+        options.side = side;
         options.password = settings::secret_if(key, store.password.as_ref())?;
         Ok(options)
     }

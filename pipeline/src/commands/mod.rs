@@ -12,6 +12,7 @@ mod hold;
 mod inventory;
 mod keys;
 pub(crate) mod open;
+mod replay;
 mod run;
 mod sellers;
 mod topics;
@@ -135,6 +136,7 @@ async fn dispatch(cli: Cli, metrics: PrometheusHandle) -> Result<u8, Failure> {
         Command::Open(args) => open::run(load()?, args, output).await,
         Command::Audit { command: AuditCommand::Verify(args) } => audit::verify(load()?, &args, output).await,
         Command::Audit { command: AuditCommand::Checkpoint { out } } => audit::checkpoint(load()?, &out, output).await,
+        Command::Replay(args) => Box::pin(replay::run(load()?, args, output)).await,
         Command::Trace(args) => Box::pin(trace::run(load()?, args, output)).await,
         Command::Config { command } => {
             config::run(&command, output);

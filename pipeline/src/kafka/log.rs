@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rdkafka::TopicPartitionList;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use serde_json::{Value, json};
 use sunder_retention::store::{Aged, Drifted, EventLog, Extent, Hindrance, Mark, OutboxRecord, StoreError, Subject};
 use sunder_schemas::class::{Family, FieldGroup, Kind};
@@ -193,6 +193,22 @@ impl Kafka {
             }
         }
         Ok(offsets)
+    }
+
+    /// Sets the committed next offsets of `group`, which must have no members, to `marks`.
+    pub(crate) fn set_group_blocking(&self, group: &str, marks: &[Mark]) -> Result<(), KafkaError> {
+        let action = || format!("set the offsets of {group}");
+        let consumer: BaseConsumer<PlainContext> = self
+            .settings()
+            .consumer(self.address(), group)
+            .create_with_context(PlainContext(self.health().clone()))
+            .map_err(|error| KafkaError::call(action(), &error))?;
+        let mut list = TopicPartitionList::with_capacity(marks.len());
+        for mark in marks {
+            let offset = rdkafka::Offset::Offset(mark.offset.0);
+            list.add_partition_offset(&mark.topic, mark.partition.0, offset).map_err(|error| KafkaError::call(action(), &error))?;
+        }
+        consumer.commit(&list, CommitMode::Sync).map_err(|error| KafkaError::call(action(), &error))
     }
 
     fn raw_ends_blocking(&self) -> Result<Vec<Mark>, KafkaError> {

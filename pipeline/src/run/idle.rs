@@ -74,6 +74,11 @@ async fn look(app: &App, roles: &Roles) -> Result<Option<Ended>, LookError> {
 /// The last record of every partition that feeds a store.
 async fn ends(app: &App) -> Result<Vec<Mark>, LookError> {
     let topics = Kind::ALL.iter().map(|kind| Topic::State(*kind)).chain(Family::ALL.iter().map(|family| Topic::Pii(*family)));
+    Ok(ends_of(app, topics).await?)
+}
+
+/// The last record of every partition of `topics` that has one.
+pub(super) async fn ends_of(app: &App, topics: impl Iterator<Item = Topic>) -> Result<Vec<Mark>, KafkaError> {
     let mut marks = Vec::new();
     for topic in topics {
         let name = app.kafka.topic(topic);

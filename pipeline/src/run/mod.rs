@@ -5,8 +5,10 @@
 
 mod assignment;
 mod blocks;
+mod history;
 mod idle;
 mod lost;
+pub mod replay;
 mod retain;
 mod rewind;
 mod roles;

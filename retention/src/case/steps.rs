@@ -265,6 +265,9 @@ impl Engine {
     }
 
     async fn clean_sinks(&self, record: &Record, events: &[Event], wanted: &[Mark]) -> Result<Did, CaseError> {
+        if let Some(waits) = self.awaits_replay().await? {
+            return Ok(Did::Not(waits));
+        }
         for store in &self.parts.forget {
             if !store.caught_up(wanted).await? {
                 let why = format!("store {} has not applied the log up to the barrier yet", store.name());
@@ -328,12 +331,18 @@ impl Engine {
         Ok(Did::Not(waiting_for(format!("{why}; removal is forced now"))))
     }
 
+    /// A copy that is being built beside a store is in no reading: nothing is gone while its builder lives.
+    async fn awaits_replay(&self) -> Result<Option<Progress>, CaseError> {
+        let lives = lease::live_with_role(&self.parts.db, lease::REPLAY).await? > 0;
+        Ok(lives.then(|| waiting_for("a replay is running, and the copy that it builds is in no reading")))
+    }
+
     /// What stops every reading, whatever it would see.
     pub(super) async fn stopped_by(&self) -> Result<Option<Progress>, CaseError> {
         let (drift, lowered) = self.drift().await?;
         Ok(match lowered {
             _ if !drift.is_empty() => Some(Progress::Blocked { why: verify::drifted(&drift) }),
-            0 => None,
+            0 => self.awaits_replay().await?,
             _ => Some(waiting_for("a forced removal has topic settings lowered while it runs")),
         })
     }
@@ -469,6 +478,9 @@ impl Engine {
     }
 
     async fn certify(&self, record: &Record, events: &[Event]) -> Result<Did, CaseError> {
+        if let Some(waits) = self.awaits_replay().await? {
+            return Ok(Did::Not(waits));
+        }
         let evidence = machine::find(events, &[Step::Verified]).map(|event| event.evidence.clone()).unwrap_or_default();
         let evidence: Evidence = serde_json::from_value(evidence).map_err(|_| machine::BrokenHistory("a verification without evidence"))?;
         let (listed, _) = self.subjects(record).await?;

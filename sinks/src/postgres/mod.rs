@@ -1,8 +1,10 @@
 //! The stores on PostgreSQL: one statement per table and batch, a typed array per column.
 
+mod beside;
 mod scan;
 mod types;
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use sunder_schemas::records::PiiRecord;
 use sunder_schemas::time::Timestamp;
 
 use crate::SinkError;
+use crate::beside::Side;
 use crate::cells::{Cells, HexToken, Values};
 use crate::find::Finder;
 use crate::lookup::{Lookup, RowText};
@@ -54,6 +57,9 @@ impl Postgres {
             .application_name("sunder");
         if let Some(password) = &options.password {
             connect = connect.password(password.expose_secret());
+        }
+        if options.side == Side::Beside {
+            connect = beside::connect_beside(store, connect).await?;
         }
         let pool = PgPoolOptions::new()
             .max_connections(options.connections.max(1))
@@ -442,6 +448,18 @@ impl Backend for Postgres {
         .fetch_all(&self.pool)
         .await
         .map_err(self.fail("read the planner's settings"))
+    }
+
+    async fn take_over(&self, fed: &BTreeSet<usize>) -> Result<u64, SinkError> {
+        self.replace_rows(fed).await
+    }
+
+    async fn drop_beside(&self) -> Result<bool, SinkError> {
+        self.remove_beside().await
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
     }
 
     async fn look_up(&self, lookup: &Lookup) -> Result<Vec<RowText>, SinkError> {

@@ -2,8 +2,10 @@
 //!
 //! One connection: writers of different sources take turns, and no reader of our own keeps the write-ahead log from being truncated.
 
+mod beside;
 mod scan;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use sunder_schemas::records::PiiRecord;
 use sunder_schemas::time::Timestamp;
 
 use crate::SinkError;
+use crate::beside::Side;
 use crate::cells::{Cells, Values};
 use crate::find::Finder;
 use crate::lookup::{Lookup, RowText};
@@ -50,7 +53,7 @@ pub(crate) struct Sqlite {
 impl Sqlite {
     /// Opens the file and makes its tables as declared.
     pub(crate) async fn open(store: &'static str, options: &StoreOptions, tables: &[Table], with_views: bool) -> Result<Self, SinkError> {
-        let connect = SqliteConnectOptions::from_str(&options.url)
+        let mut connect = SqliteConnectOptions::from_str(&options.url)
             .map_err(|_| SinkError::Options { store, code: "the url is not of the form sqlite:///path" })?
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -59,6 +62,10 @@ impl Sqlite {
             // Deleted rows are overwritten with zeros (sqlite.org/pragma.html#pragma_secure_delete).
             .pragma("secure_delete", "ON")
             .pragma("temp_store", "MEMORY");
+        if options.side == Side::Beside {
+            let beside = beside::file_beside(connect.get_filename());
+            connect = connect.filename(beside);
+        }
         let path = connect.get_filename().to_path_buf();
         let pool = SqlitePoolOptions::new()
             .max_connections(1)
@@ -372,6 +379,18 @@ impl Backend for Sqlite {
     async fn sampled_columns(&self) -> Result<Vec<String>, SinkError> {
         // SQLite's ANALYZE counts rows and keeps no values unless it was built with STAT4, which the bundled one is not.
         Ok(Vec::new())
+    }
+
+    async fn take_over(&self, fed: &BTreeSet<usize>) -> Result<u64, SinkError> {
+        self.replace_rows(fed).await
+    }
+
+    async fn drop_beside(&self) -> Result<bool, SinkError> {
+        self.remove_beside().await
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
     }
 
     async fn look_up(&self, lookup: &Lookup) -> Result<Vec<RowText>, SinkError> {

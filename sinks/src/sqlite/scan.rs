@@ -39,7 +39,7 @@ impl Sqlite {
         Ok(())
     }
 
-    fn unread(&self, action: &'static str, code: &str) -> SinkError {
+    pub(super) fn unread(&self, action: &'static str, code: &str) -> SinkError {
         SinkError::Database { store: self.store, action, code: code.to_owned(), retry: Retry::Backoff }
     }
 

@@ -125,6 +125,11 @@ async fn every_command_prints_one_document_when_it_works_and_when_it_does_not() 
     run("audit verify", 0);
     run("audit checkpoint --out OUT/heads", 0);
     run("trace --table orders --key 0c0c7d211d87dce7b7a4479ac42d10f6", 3);
+    for sink in ["warehouse", "vault"] {
+        let built = run(&format!("replay --sink {sink}"), 0);
+        assert_eq!((built["sink"] == sink, built["rows"].as_u64() > Some(0), &built["unreadable"]), (true, true, &json!(0)), "{built:#}");
+    }
+    run("replay --sink warehouse --until 2001-01-01T00:00:00Z", 3);
     let add = format!("hold add --seller SELLER --order {other} --statute HGB --document invoice --fields recipient_address");
     let hold = run(&format!("{add} --until 2040-12-31"), 0)["id"].as_str().expect("id").to_owned();
     run("hold list", 0);
@@ -149,6 +154,10 @@ async fn every_command_prints_one_document_when_it_works_and_when_it_does_not() 
     run("certificate new-signer SIGNER --name example.com/x", 2);
     run("certificate", 2);
     run("trace --table buyers --key x", 2);
+    run("replay --sink buyers", 2);
+    assert!(log_of(&world).contains("[possible values: warehouse, vault]"), "the sinks are named");
+    run("replay --sink vault --until 2026-11-01T00:00:00Z", 2);
+    run("replay --sink warehouse --until yesterday", 2);
     run("erase --seller SELLER --order ORDER --reason because", 2);
     run("no-such-command", 2);
     run("run no-such-role", 2);

@@ -15,6 +15,7 @@ mod leaks;
 mod naming;
 mod register;
 mod registry;
+mod replay;
 mod requests;
 mod restore;
 mod rotation;
