@@ -42,6 +42,12 @@ impl LeaseState {
         if until == u64::MAX || self.elapsed_ms(Instant::now()) < until { Ok(()) } else { Err(KeyError::LeaseLost) }
     }
 
+    /// How long it still runs; `None` where it is over.
+    fn left(&self) -> Option<Duration> {
+        let left = self.until_ms.load(Ordering::SeqCst).saturating_sub(self.elapsed_ms(Instant::now()));
+        (left > 0).then(|| Duration::from_millis(left))
+    }
+
     fn extend(&self, from: Instant, lease: Duration) {
         let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX - 1);
         self.until_ms.store(self.elapsed_ms(from).saturating_add(lease_ms).min(u64::MAX - 1), Ordering::SeqCst);
@@ -375,7 +381,7 @@ impl Lease {
             tokio::select! {
                 // A sender that is gone means stop as well. The answer holds a lock and goes at once.
                 () = async { drop(stop.wait_for(|stopped| *stopped).await) } => return self.end().await,
-                _ = ticks.tick() => match self.beat().await {
+                _ = ticks.tick() => match self.beat_or_let_go().await {
                     Ok(()) => was_lost = false,
                     Err(error @ KeyError::Restored) => return Err(error),
                     Err(error) if !was_lost => {
@@ -384,6 +390,25 @@ impl Lease {
                     }
                     Err(_) => {}
                 },
+            }
+        }
+    }
+
+    /// A beat. Where the database hangs, every key leaves memory at the lease's end all the same.
+    async fn beat_or_let_go(&self) -> Result<(), KeyError> {
+        let over = async {
+            while let Some(left) = self.keyring.lease_state().left() {
+                tokio::time::sleep(left).await;
+            }
+        };
+        let beat = self.beat();
+        tokio::pin!(beat);
+        tokio::select! {
+            done = &mut beat => done,
+            () = over => {
+                self.keyring.drop_all();
+                // What it acknowledges may be on its way: it is not called off.
+                beat.await
             }
         }
     }

@@ -80,3 +80,36 @@ async fn running_it_beats_until_it_is_stopped() {
         assert!(lease::acknowledged(db.keyring.db(), epoch).await.unwrap());
     }
 }
+
+#[tokio::test]
+async fn keys_leave_memory_with_the_lease_also_while_the_database_hangs() {
+    let (clock, all) = databases().await;
+    for db in &all {
+        let worker = db.another(clock.clone()).await;
+        let lease = Lease::register(Arc::clone(&worker), "poll", Duration::from_secs(1)).await.unwrap();
+        let (data_key, seller_keys) = {
+            let keys = worker.seller(&seller()).await.unwrap();
+            let answers = worker.admit(&seller(), &[candidate(&keys, 1, 1)]).await.unwrap();
+            let Admission::Seal { key, .. } = &answers[0] else { panic!("{answers:?}") };
+            (Arc::downgrade(key), Arc::downgrade(&keys))
+        };
+        assert!(data_key.upgrade().is_some() && seller_keys.upgrade().is_some(), "kept for later use");
+
+        // Another session holds the table of processes, so that the beat gets no answer.
+        let mut lock = db.keyring.db().begin_write().await.unwrap();
+        if db.engine == "postgres" {
+            sqlx::query("LOCK TABLE process IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+        }
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let watch = async {
+            while data_key.upgrade().is_some() || seller_keys.upgrade().is_some() {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(worker.quarantine().await.unwrap_err(), KeyError::LeaseLost);
+            lock.rollback().await.unwrap();
+            stop.send(true).unwrap();
+        };
+        let (ended, ()) = tokio::join!(lease.run(stopped), watch);
+        ended.unwrap();
+    }
+}
