@@ -17,6 +17,7 @@ use rdkafka::{ClientContext, Offset as ClientOffset, TopicPartitionList};
 use sunder_schemas::ids::{Offset, Partition};
 
 use crate::kafka::Kafka;
+use crate::kafka::bounds::{LEADER_WITHIN, bounds};
 use crate::kafka::error::{KafkaError, code_of};
 use crate::kafka::health::{Appends, Health, client_log};
 use crate::kafka::reader::is_passing;
@@ -90,10 +91,8 @@ impl GroupContext {
                 None => match committed.get(&(topic.clone(), partition.0)) {
                     Some(ClientOffset::Offset(offset)) => ClientOffset::Offset(*offset),
                     _ => {
-                        let (low, _) = consumer
-                            .fetch_watermarks(topic, partition.0, ASK_TIMEOUT)
-                            .map_err(|error| KafkaError::call(format!("read the start of {topic}"), &error))?;
-                        ClientOffset::Offset(low)
+                        let (low, _) = bounds(consumer.client(), topic, *partition, LEADER_WITHIN)?;
+                        ClientOffset::Offset(low.0)
                     }
                 },
             };
@@ -348,12 +347,12 @@ impl GroupConsumer {
         let next: Vec<(TopicPartition, Offset)> =
             self.consumer.context().lock().next.iter().map(|(at, offset)| (at.clone(), *offset)).collect();
         for ((topic, partition), wanted) in next {
-            match self.consumer.fetch_watermarks(&topic, partition.0, ASK_TIMEOUT) {
-                Ok((low, high)) if wanted.0 < low || wanted.0 > high => {
-                    return KafkaError::OffsetLost { topic, partition, wanted, low: Offset(low), high: Offset(high) };
+            match bounds(self.consumer.client(), &topic, partition, LEADER_WITHIN) {
+                Ok((low, high)) if wanted < low || wanted > high => {
+                    return KafkaError::OffsetLost { topic, partition, wanted, low, high };
                 }
                 Ok(_) => {}
-                Err(error) => return KafkaError::call(format!("read the bounds of {topic}[{partition}]"), &error),
+                Err(error) => return error,
             }
         }
         KafkaError::own(format!("read as {}", self.group), "AutoOffsetReset")
@@ -411,11 +410,8 @@ impl GroupConsumer {
             self.consumer.context().lock().next.iter().map(|(at, offset)| (at.clone(), *offset)).collect();
         let mut lag = Vec::with_capacity(next.len());
         for ((topic, partition), next) in next {
-            let (_, high) = self
-                .consumer
-                .fetch_watermarks(&topic, partition.0, ASK_TIMEOUT)
-                .map_err(|error| KafkaError::call(format!("read the end of {topic}[{partition}]"), &error))?;
-            lag.push(((topic, partition), u64::try_from(high - next.0).unwrap_or(0)));
+            let (_, high) = bounds(self.consumer.client(), &topic, partition, ASK_TIMEOUT)?;
+            lag.push(((topic, partition), u64::try_from(high.0 - next.0).unwrap_or(0)));
         }
         Ok(lag)
     }

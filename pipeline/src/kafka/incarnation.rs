@@ -12,6 +12,7 @@ use base64::prelude::BASE64_STANDARD_NO_PAD as STANDARD_NO_PAD;
 use rdkafka::admin::AdminClient;
 use sunder_schemas::ids::{Offset, Partition};
 
+use crate::kafka::bounds::{LEADER_WITHIN, bounds};
 use crate::kafka::error::KafkaError;
 use crate::kafka::health::PlainContext;
 use crate::kafka::reader::{Range, ReaderOptions, read};
@@ -25,9 +26,6 @@ pub const INCARNATION_HEADER: &str = "incarnation";
 /// How long an answer is believed: a topic recreated under a running process is noticed within this time (chosen: one describe call
 /// per topic and minute costs nothing; the readers' `OffsetLost` notices most cases at once).
 const BELIEVED_FOR: Duration = Duration::from_secs(60);
-/// How long a broker may take to describe a topic.
-const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long a new topic may take to be known to every broker (three brokers on two busy cores: under 2 s measured).
 const SPREADS_WITHIN: Duration = Duration::from_secs(5);
 /// Pause between two questions.
@@ -108,11 +106,9 @@ impl Incarnations {
 
     /// The newest `~incarnation` record of partition 0.
     fn recorded(&self, topic: &str) -> Result<Option<String>, KafkaError> {
-        let action = || format!("read the incarnation of {topic}");
-        let (low, high) =
-            self.shared.admin.inner().fetch_watermarks(topic, 0, DESCRIBE_TIMEOUT).map_err(|error| KafkaError::call(action(), &error))?;
+        let (low, high) = bounds(self.shared.admin.inner(), topic, Partition(0), LEADER_WITHIN)?;
         // It is the first record ever written, or near it: a few records beyond the log's start are enough.
-        let range = Range { topic: topic.to_owned(), partition: Partition(0), from: Offset(low), to: Offset(high.min(low + 64)) };
+        let range = Range { topic: topic.to_owned(), partition: Partition(0), from: low, to: Offset(high.0.min(low.0 + 64)) };
         let mut found = None;
         read(&self.shared.reader, std::slice::from_ref(&range), |record| {
             if record.key == Some(INCARNATION_KEY.as_bytes()) {

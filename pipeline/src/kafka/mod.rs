@@ -5,6 +5,7 @@
 //! Works on Apache Kafka 3.7 or newer, and on the embedded broker without any claim of physical proof.
 
 pub mod admin;
+mod bounds;
 pub mod consumer;
 pub mod embedded;
 pub mod error;
@@ -43,6 +44,7 @@ pub use reader::Range;
 pub use record::Record;
 pub use settings::{Broker, KafkaSettings, Security};
 
+use bounds::{LEADER_WITHIN, bounds};
 use health::{Health, PlainContext};
 use hindrance::Views;
 use incarnation::Incarnations;
@@ -52,13 +54,6 @@ use wire::connection::REFUSALS;
 
 /// How long `connect` tries before it gives up (DESIGN section 6: exit 1 within 30 s).
 const CONNECT_WITHIN: Duration = Duration::from_secs(20);
-/// How long one question to a broker may take.
-const ASK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Within this a partition whose leader died has another one (Kafka gives a broker up after `broker.session.timeout.ms`, 9 s, and clients
-/// hear of it with their next metadata).
-const LEADER_WITHIN: Duration = Duration::from_secs(20);
-/// Pause between two questions meanwhile.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Runs `work` on a thread that may block.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, KafkaError> + Send + 'static) -> Result<T, KafkaError> {
@@ -228,17 +223,7 @@ impl Kafka {
     /// # Errors
     /// [`KafkaError::Call`].
     pub fn bounds_blocking(&self, topic: &str, partition: Partition) -> Result<(Offset, Offset), KafkaError> {
-        let started = Instant::now();
-        loop {
-            match self.admin().inner().fetch_watermarks(topic, partition.0, ASK_TIMEOUT) {
-                Ok((low, high)) => return Ok((Offset(low), Offset(high))),
-                Err(error) if started.elapsed() < LEADER_WITHIN && error.rdkafka_error_code().is_some_and(reader::is_passing) => {
-                    // The client asks at once again where it knows of no leader.
-                    std::thread::sleep(ASK_AGAIN);
-                }
-                Err(error) => return Err(KafkaError::call(format!("read the bounds of {topic}[{partition}]"), &error)),
-            }
-        }
+        bounds(self.admin().inner(), topic, partition, LEADER_WITHIN)
     }
 
     /// Reads `ranges` from end to end outside any group and gives each record to `each`. Blocks. Compaction may have left gaps;
