@@ -1,4 +1,5 @@
-//! Sellers as the key database knows them: who is polled, with the refresh token wrapped by the root key.
+//! Sellers as the key database knows them: who is polled, with the refresh token wrapped by the root key. Each change of who is polled
+//! is told on `control.sellers` through the outbox ([`tell`]); the database decides.
 //!
 //! Invariants: a refresh token is stored wrapped and opened by a poller alone; `removed` is terminal and beats the config; only a
 //! readmission reopens it, with new keys, except the ledger key, so that what was erased stays erased.
@@ -8,13 +9,19 @@ use std::str::FromStr;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use sqlx::Row;
 use sunder_schemas::ids::{MarketplaceId, SellerId};
+use sunder_schemas::key;
 
 use crate::keydb::{DbError, KeyDb, Write, on};
 use crate::keys::{KeyError, Keyring};
 use crate::ledger::lock_seller;
 use crate::mirror;
+use crate::outbox::{self, Outgoing};
+
+/// Where a change of who is polled is told.
+const TOPIC: &str = "control.sellers";
 
 /// Whether a seller is polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +113,7 @@ pub async fn put(keyring: &Keyring, account: &Account) -> Result<(), KeyError> {
     };
     let marketplaces = serde_json::to_string(&account.marketplaces).map_err(|_| DbError::fixed("add a seller", "bad_marketplaces"))?;
     let mut tx = keyring.db().begin_write().await?;
+    let known = told(&mut tx, &account.id).await?;
     let done = sqlx::query(
         "UPDATE seller SET region = $1, marketplaces = $2, refresh_token = COALESCE($3, refresh_token), updated_at = $4 \
          WHERE seller = $5 AND state <> 'removed'",
@@ -118,6 +126,10 @@ pub async fn put(keyring: &Keyring, account: &Account) -> Result<(), KeyError> {
     .execute(&mut *tx)
     .await
     .map_err(&failed)?;
+    // Every start puts every seller of the config: only what changed is told.
+    if told(&mut tx, &account.id).await? != known {
+        tell(&mut tx, &account.id).await?;
+    }
     tx.commit().await.map_err(&failed)?;
     if done.rows_affected() == 1 {
         Ok(())
@@ -160,6 +172,7 @@ pub async fn readmit(keyring: &Keyring, seller: &SellerId) -> Result<(), KeyErro
             sqlx::query(table).bind(seller.as_str().to_owned()).execute(&mut *tx).await.map_err(&failed)?;
         }
         mirror::seller(&mut tx, seller, generation + 1, false).await?;
+        tell(&mut tx, seller).await?;
     }
     tx.commit().await.map_err(&failed)?;
     keyring.forget_seller(seller);
@@ -224,6 +237,9 @@ pub async fn set_state(keyring: &Keyring, seller: &SellerId, to: SellerState, co
         .execute(&mut *tx)
         .await
         .map_err(&failed)?;
+    if done.rows_affected() == 1 {
+        tell(&mut tx, seller).await?;
+    }
     tx.commit().await.map_err(&failed)?;
     if to == SellerState::Removed {
         keyring.forget_seller(seller);
@@ -286,6 +302,31 @@ pub async fn destroy_keys(tx: &mut Write, seller: &SellerId) -> Result<(), DbErr
         return Ok(());
     }
     Err(DbError { action: "destroy a seller's keys", code: "not_removed".to_owned(), retry: true })
+}
+
+/// What `control.sellers` says of a seller: `{"state", "code", "region", "marketplaces"}`; `None` for one that is removed or unknown.
+async fn told(tx: &mut Write, seller: &SellerId) -> Result<Option<String>, DbError> {
+    let failed = on("read a seller");
+    let row = sqlx::query("SELECT state, state_code, region, marketplaces FROM seller WHERE seller = $1 AND state <> 'removed'")
+        .bind(seller.as_str().to_owned())
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(&failed)?;
+    let Some(row) = row else { return Ok(None) };
+    let text = |column: usize| row.try_get::<Option<String>, _>(column).map_err(&failed);
+    let marketplaces: Vec<MarketplaceId> = text(3)?
+        .map_or_else(|| Ok(Vec::new()), |list| serde_json::from_str(&list))
+        .map_err(|_| DbError::fixed("read a seller", "bad_column"))?;
+    Ok(Some(json!({ "state": text(0)?, "code": text(1)?, "region": text(2)?, "marketplaces": marketplaces }).to_string()))
+}
+
+/// Tells on `control.sellers` how `seller` stands within `tx`: who is polled, and with a tombstone, who is not any more.
+///
+/// # Errors
+/// [`DbError`].
+pub(crate) async fn tell(tx: &mut Write, seller: &SellerId) -> Result<(), DbError> {
+    let value = told(tx, seller).await?;
+    outbox::push(tx, &[Outgoing { topic: TOPIC, key: key::join([seller.as_str()]), value }]).await
 }
 
 /// The seller's refresh token, for its poller.

@@ -198,7 +198,8 @@ pub struct Times {
     pub segment_ms: i64,
     /// `max.compaction.lag.ms`.
     pub lag_ms: i64,
-    /// `file.delete.delay.ms`.
+    /// `file.delete.delay.ms`; never 0: a broker that flushes a rolled segment in the moment in which the cleaner unlinks it gives its
+    /// whole log directory up, and stops (KAFKA-19571; seen on 4.3.1 under load).
     pub file_delay_ms: i64,
     /// How long raw and dead letters stay.
     pub raw_ms: i64,
@@ -230,7 +231,7 @@ impl Times {
             Profile::Test => Self {
                 segment_ms: 1_000,
                 lag_ms: 1_000,
-                file_delay_ms: 0,
+                file_delay_ms: 250,
                 raw_ms: 3_600_000,
                 raw_segment_ms: 600_000,
                 heartbeat_ms: 500,

@@ -24,8 +24,9 @@ use crate::kafka::{Kafka, blocking};
 const ROLL_MS: &str = "1000";
 /// Settings that a roll changes.
 pub const ROLLED_SETTINGS: [&str; 3] = ["segment.ms", "max.compaction.lag.ms", "file.delete.delay.ms"];
-/// The values they have meanwhile.
-const LOWERED: [&str; 3] = [ROLL_MS, ROLL_MS, "0"];
+/// The values they have meanwhile. A second before files go is what the broker's flush of the segment just rolled may take: see
+/// [`Times::file_delay_ms`](sunder_schemas::topic::Times).
+const LOWERED: [&str; 3] = [ROLL_MS, ROLL_MS, "1000"];
 /// Between two rounds of heartbeats of a roll: the record that rolls a segment must be a second younger than its first.
 const BEAT_EVERY: Duration = Duration::from_millis(1_200);
 /// How long one topic is rolled at the most; what is left then waits for the bound. Chosen: the cleaner looks every 15 s

@@ -20,6 +20,7 @@ use crate::keydb::{DbError, ROWS_PER_STATEMENT, Write, blob, numbered, on, push_
 use crate::keys::{KeyError, Keyring, fresh};
 use crate::ledger;
 use crate::mirror::{self, ErasedSubject, Generation, Mirrored, SellerKeysExist};
+use crate::sellers;
 use crate::store::Extent;
 
 pub use lost::{Lost, is_read_again, publish_again, sealed_again, settle, unsettled, without_key};
@@ -229,6 +230,7 @@ impl<'a> Restore<'a> {
         .execute(&mut *tx)
         .await
         .map_err(&failed)?;
+        sellers::tell(&mut tx, &log.seller).await?;
         if here.is_none() {
             // Marks the ledger key as new, also for a restore that is begun again; what was erased before sets the floor at the end.
             sqlx::query("INSERT INTO lost_ledger (seller, erased_until) VALUES ($1, $2) ON CONFLICT (seller) DO NOTHING")

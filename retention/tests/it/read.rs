@@ -1,12 +1,14 @@
 //! Authorised reads, the audit chain, sellers and quarantine keys.
 
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use sunder_retention::admit::Admission;
 use sunder_retention::audit::VerifyError;
 use sunder_retention::keys::{Context, KeyError, Keyring};
 use sunder_retention::names::{Named, name};
 use sunder_retention::open::{Opened, ReadError, StoredBlock, open};
+use sunder_retention::outbox;
 use sunder_retention::purpose::{Purpose, Register, Wish};
 use sunder_retention::sellers::{self, Account, SellerState};
 use sunder_schemas::class::FieldGroup;
@@ -174,6 +176,46 @@ async fn a_removed_seller_comes_back_with_new_keys_alone() {
         assert_eq!(after.fingerprint(&order(1)), before.fingerprint(&order(1)));
         let again = keyring.admit(&seller(), &[candidate(&after, 1, 9), candidate(&after, 2, 9)]).await.unwrap();
         assert!(matches!(again[0], Admission::Drop(_)) && matches!(again[1], Admission::Seal { .. }), "{}", db.engine);
+    }
+}
+
+#[tokio::test]
+async fn the_control_topic_is_told_who_is_polled() {
+    let (_clock, all) = databases().await;
+    for db in &all {
+        let keyring = &db.keyring;
+        let mut account = Account {
+            id: seller(),
+            region: "eu".to_owned(),
+            marketplaces: vec![MarketplaceId::parse("A1PA6795UKMFR9").unwrap()],
+            refresh_token: Some(SecretString::from("Atzr|secret-token")),
+        };
+        sellers::put(keyring, &account).await.unwrap();
+        sellers::put(keyring, &account).await.unwrap();
+        account.marketplaces.push(MarketplaceId::parse("A13V1IB3VIYZZH").unwrap());
+        sellers::put(keyring, &account).await.unwrap();
+        sellers::set_state(keyring, &seller(), SellerState::Blocked, Some("invalid_grant")).await.unwrap();
+        sellers::set_state(keyring, &seller(), SellerState::Removed, None).await.unwrap();
+        assert!(sellers::set_state(keyring, &seller(), SellerState::Active, None).await.is_err());
+        sellers::readmit(keyring, &seller()).await.unwrap();
+        let other = SellerId::parse("A2NOTKNOWN00").unwrap();
+        assert!(sellers::set_state(keyring, &other, SellerState::Paused, None).await.is_err());
+
+        let waiting = outbox::waiting(keyring.db(), 100).await.unwrap();
+        let told: Vec<(String, Option<Value>)> = waiting
+            .iter()
+            .filter(|record| record.topic == "control.sellers")
+            .map(|record| (record.key.clone(), record.value.as_deref().map(|value| serde_json::from_str(value).unwrap())))
+            .collect();
+        let two = json!(["A1PA6795UKMFR9", "A13V1IB3VIYZZH"]);
+        let expected = [
+            Some(json!({ "state": "active", "code": null, "region": "eu", "marketplaces": ["A1PA6795UKMFR9"] })),
+            Some(json!({ "state": "active", "code": null, "region": "eu", "marketplaces": two })),
+            Some(json!({ "state": "blocked", "code": "invalid_grant", "region": "eu", "marketplaces": two })),
+            None,
+            Some(json!({ "state": "active", "code": null, "region": "eu", "marketplaces": two })),
+        ];
+        assert_eq!(told, expected.map(|value| (seller().as_str().to_owned(), value)), "{}", db.engine);
     }
 }
 

@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use sunder_schemas::ids::KeyId;
 use sunder_schemas::private::SealedBlock;
 
 use super::world::Services;
+
+/// Longer than any `file.delete.delay.ms` of a test, on a busy machine too.
+const UNLINKED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A cluster under a folder of its own; stopped and removed on drop.
 pub(super) struct Cluster {
@@ -84,7 +88,8 @@ impl Cluster {
     }
 
     /// Where a block of one of `keys` lies in the segment files of topics whose name contains `part`, on any broker: as plain bytes or
-    /// inside a compressed batch. Two equal walks, since files are renamed while they are searched (kafka-confirmed section 4).
+    /// inside a compressed batch. Two equal walks, since files are renamed while they are searched (kafka-confirmed section 4), without
+    /// a file that the cleaner has replaced and `file.delete.delay.ms` still keeps: those are waited for.
     pub(super) fn blocks_of(&self, prefix: &str, part: &str, keys: &[KeyId]) -> Vec<String> {
         let headers: Vec<Vec<u8>> = keys.iter().map(|key| SealedBlock::header(*key).to_vec()).collect();
         let finder = aho_corasick::AhoCorasick::new(headers).expect("automaton");
@@ -101,10 +106,12 @@ impl Cluster {
             found.sort();
             found
         };
+        let started = Instant::now();
         let mut last = walk();
         loop {
             let next = walk();
-            if next == last {
+            let goes = next.iter().any(|file| file.ends_with(".deleted")) && started.elapsed() < UNLINKED_WITHIN;
+            if next == last && !goes {
                 return next;
             }
             last = next;
