@@ -19,6 +19,7 @@ use crate::keys::{KeyError, Keyring};
 use crate::ledger::lock_seller;
 use crate::mirror;
 use crate::outbox::{self, Outgoing};
+use crate::rotate::guard;
 
 /// Where a change of who is polled is told.
 const TOPIC: &str = "control.sellers";
@@ -104,6 +105,10 @@ pub struct Account {
 /// # Errors
 /// [`KeyError::SellerRemoved`] where the seller left: see [`readmit`].
 pub async fn put(keyring: &Keyring, account: &Account) -> Result<(), KeyError> {
+    guard::wrapping!(try_put(keyring, account))
+}
+
+async fn try_put(keyring: &Keyring, account: &Account) -> Result<(), KeyError> {
     let failed = on("add a seller");
     // Makes the keys of a new seller, and refuses one that was removed.
     keyring.seller(&account.id).await?;
@@ -120,7 +125,7 @@ pub async fn put(keyring: &Keyring, account: &Account) -> Result<(), KeyError> {
     )
     .bind(account.region.clone())
     .bind(marketplaces)
-    .bind(token)
+    .bind(token.clone())
     .bind(keyring.now().0)
     .bind(account.id.as_str().to_owned())
     .execute(&mut *tx)
@@ -130,6 +135,8 @@ pub async fn put(keyring: &Keyring, account: &Account) -> Result<(), KeyError> {
     if told(&mut tx, &account.id).await? != known {
         tell(&mut tx, &account.id).await?;
     }
+    let wrapped: Vec<&[u8]> = token.iter().map(Vec::as_slice).collect();
+    guard::may_commit(keyring.db(), &mut tx, keyring.root(), &wrapped).await?;
     tx.commit().await.map_err(&failed)?;
     if done.rows_affected() == 1 {
         Ok(())
@@ -144,6 +151,10 @@ pub async fn put(keyring: &Keyring, account: &Account) -> Result<(), KeyError> {
 /// # Errors
 /// [`KeyError::SellerUnknown`] where there is no removed seller of this id.
 pub async fn readmit(keyring: &Keyring, seller: &SellerId) -> Result<(), KeyError> {
+    guard::wrapping!(try_readmit(keyring, seller))
+}
+
+async fn try_readmit(keyring: &Keyring, seller: &SellerId) -> Result<(), KeyError> {
     let failed = on("readmit a seller");
     let row = sqlx::query("SELECT generation FROM seller WHERE seller = $1 AND state = 'removed'")
         .bind(seller.as_str().to_owned())
@@ -158,8 +169,8 @@ pub async fn readmit(keyring: &Keyring, seller: &SellerId) -> Result<(), KeyErro
         "UPDATE seller SET state = 'active', state_code = NULL, generation = generation + 1, wrapping_key = $1, wrapping_previous = NULL, wrapping_version = 1, wrapping_since = $3, \
          token_key = $2, updated_at = $3 WHERE seller = $4 AND state = 'removed' AND generation = $5",
     )
-    .bind(fresh.wrapping)
-    .bind(fresh.tokens)
+    .bind(fresh.wrapping.clone())
+    .bind(fresh.tokens.clone())
     .bind(keyring.now().0)
     .bind(seller.as_str().to_owned())
     .bind(generation)
@@ -174,6 +185,7 @@ pub async fn readmit(keyring: &Keyring, seller: &SellerId) -> Result<(), KeyErro
         mirror::seller(&mut tx, seller, generation + 1, false).await?;
         tell(&mut tx, seller).await?;
     }
+    guard::may_commit(keyring.db(), &mut tx, keyring.root(), &[&fresh.wrapping, &fresh.tokens]).await?;
     tx.commit().await.map_err(&failed)?;
     keyring.forget_seller(seller);
     if done.rows_affected() == 1 { Ok(()) } else { Err(unknown()) }

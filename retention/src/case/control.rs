@@ -16,6 +16,7 @@ use super::probe::Moment;
 use super::store::Record;
 use crate::keydb::{DbError, KeyDb, on};
 use crate::keys::{Context, DataKey};
+use crate::rotate::guard;
 use crate::store::Control;
 
 /// What a control says; not personal.
@@ -36,6 +37,13 @@ pub(super) async fn control(db: &KeyDb, keys: &dyn Keys, case: &CaseId, seller: 
     if let Some((key, _, block)) = read(db, case).await? {
         return Ok(Control { case: case.to_string(), key, block });
     }
+    guard::wrapping!(mint(db, keys, case, seller))?;
+    // Another process may have been first: what is stored is the control.
+    let (key, _, block) = read(db, case).await?.ok_or_else(|| DbError::fixed("write a control", "row_missing"))?;
+    Ok(Control { case: case.to_string(), key, block })
+}
+
+async fn mint(db: &KeyDb, keys: &dyn Keys, case: &CaseId, seller: &SellerId) -> Result<(), CaseError> {
     let (key, bytes) = DataKey::mint(&SystemRandom::new()).ok_or_else(|| CaseError::Keys("no randomness".to_owned()))?;
     let block = key.seal(&context(seller), TEXT).into_bytes();
     let wrapped = keys.wrap(&wrap_context(case), bytes.as_ref()).await?;
@@ -43,15 +51,13 @@ pub(super) async fn control(db: &KeyDb, keys: &dyn Keys, case: &CaseId, seller: 
     sqlx::query("INSERT INTO case_control (case_id, key_id, wrapped, block) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
         .bind(case.as_str().to_owned())
         .bind(key.id().to_hex())
-        .bind(wrapped)
+        .bind(wrapped.clone())
         .bind(block)
         .execute(&mut *tx)
         .await
         .map_err(on("write a control"))?;
-    tx.commit().await.map_err(on("write a control"))?;
-    // Another process may have been first: what is stored is the control.
-    let (key, _, block) = read(db, case).await?.ok_or_else(|| DbError::fixed("write a control", "row_missing"))?;
-    Ok(Control { case: case.to_string(), key, block })
+    keys.may_commit(&mut tx, &wrapped).await?;
+    Ok(tx.commit().await.map_err(on("write a control"))?)
 }
 
 /// Notes that the control of `case` is planted now, by the system's clock.

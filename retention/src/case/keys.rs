@@ -18,6 +18,7 @@ use crate::lease;
 use crate::ledger::{self, Condemned, Destruction};
 use crate::names::{self, Named};
 use crate::outbox::{self, DrainError};
+use crate::rotate::guard;
 use crate::sellers::{self, SellerState};
 use crate::store::EventLog;
 
@@ -104,6 +105,12 @@ pub trait Keys: Send + Sync {
     /// # Errors
     /// [`CaseError`].
     async fn wrap(&self, context: &[u8], key: &[u8]) -> Result<Vec<u8>, CaseError>;
+
+    /// Lets `tx` commit what [`Keys::wrap`] made: its last statement before the commit.
+    ///
+    /// # Errors
+    /// [`CaseError::Db`] with the code `root_key_rotated` where it lies under an old version: wrap it anew, in a transaction of its own.
+    async fn may_commit(&self, tx: &mut Write, wrapped: &[u8]) -> Result<(), CaseError>;
 
     /// Opens what [`Keys::wrap`] made.
     ///
@@ -271,6 +278,10 @@ impl Keys for RingKeys {
 
     async fn wrap(&self, context: &[u8], key: &[u8]) -> Result<Vec<u8>, CaseError> {
         Ok(self.ring.root().wrap(context, key).await.map_err(KeyError::from)?)
+    }
+
+    async fn may_commit(&self, tx: &mut Write, wrapped: &[u8]) -> Result<(), CaseError> {
+        Ok(guard::may_commit(self.ring.db(), tx, self.ring.root(), &[wrapped]).await?)
     }
 
     async fn unwrap(&self, context: &[u8], wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, CaseError> {

@@ -12,6 +12,7 @@ use super::{KeyError, Keyring};
 use crate::keydb::{DbError, blob, on};
 use crate::ledger;
 use crate::outbox::{self, Outgoing};
+use crate::rotate::guard;
 
 /// How long a day's key lives after its day (DESIGN section 2, rule 2).
 pub(crate) const QUARANTINE_LIFE: Period = Period::days(7);
@@ -30,7 +31,7 @@ pub(super) async fn of_today(keyring: &Keyring) -> Result<Arc<DataKey>, KeyError
     let key = match load(keyring, &day).await? {
         Some(key) => key,
         None => {
-            mint(keyring, &day).await?;
+            guard::wrapping!(mint(keyring, &day))?;
             load(keyring, &day).await?.ok_or(DbError::fixed("read the quarantine key", "row_missing"))?
         }
     };
@@ -51,11 +52,12 @@ async fn mint(keyring: &Keyring, day: &str) -> Result<(), KeyError> {
     )
     .bind(day.to_owned())
     .bind(id.to_vec())
-    .bind(wrapped)
+    .bind(wrapped.clone())
     .bind(seal::commitment(bytes.as_ref()).to_vec())
     .execute(&mut *tx)
     .await
     .map_err(&failed)?;
+    guard::may_commit(keyring.db(), &mut tx, keyring.root(), &[&wrapped]).await?;
     tx.commit().await.map_err(&failed)?;
     Ok(())
 }

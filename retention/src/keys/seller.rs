@@ -19,6 +19,7 @@ use crate::keydb::on;
 use crate::ledger::LockedSeller;
 use crate::mirror;
 use crate::root::{self, KEY_LEN, RootError};
+use crate::rotate::guard;
 
 /// How often a seller's keys are read where the root key is rotated meanwhile. Chosen: a rotation takes seconds, a read milliseconds.
 const READS_MAX: u32 = 5;
@@ -250,6 +251,12 @@ pub(crate) async fn load_or_mint(keyring: &Keyring, seller: &SellerId) -> Result
     if let Some(keys) = load(keyring, seller).await? {
         return Ok(keys);
     }
+    guard::wrapping!(mint(keyring, seller))?;
+    load(keyring, seller).await?.ok_or_else(|| KeyError::SellerUnknown(seller.clone()))
+}
+
+/// Makes the seller's keys, unless another process was first.
+async fn mint(keyring: &Keyring, seller: &SellerId) -> Result<(), KeyError> {
     let fresh = fresh(keyring, seller, 1).await?;
     let Timestamp(now) = keyring.now();
     let mut tx = keyring.db().begin_write().await?;
@@ -258,9 +265,9 @@ pub(crate) async fn load_or_mint(keyring: &Keyring, seller: &SellerId) -> Result
          VALUES ($1, 'active', 1, $2, 1, $3, $4, $5, $5) ON CONFLICT (seller) DO NOTHING",
     )
     .bind(seller.as_str())
-    .bind(fresh.wrapping)
-    .bind(fresh.tokens)
-    .bind(fresh.ledger)
+    .bind(fresh.wrapping.clone())
+    .bind(fresh.tokens.clone())
+    .bind(fresh.ledger.clone())
     .bind(now)
     .execute(&mut *tx)
     .await
@@ -268,8 +275,8 @@ pub(crate) async fn load_or_mint(keyring: &Keyring, seller: &SellerId) -> Result
     if done.rows_affected() == 1 {
         mirror::seller(&mut tx, seller, 1, false).await?;
     }
-    tx.commit().await.map_err(on("add a seller"))?;
-    load(keyring, seller).await?.ok_or_else(|| KeyError::SellerUnknown(seller.clone()))
+    guard::may_commit(keyring.db(), &mut tx, keyring.root(), &[&fresh.wrapping, &fresh.tokens, &fresh.ledger]).await?;
+    Ok(tx.commit().await.map_err(on("add a seller"))?)
 }
 
 /// The fingerprint of an order of `seller`, by the ledger key alone: it survives the seller. `None` where there is no such seller.

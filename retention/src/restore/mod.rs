@@ -20,6 +20,7 @@ use crate::keydb::{DbError, ROWS_PER_STATEMENT, Write, blob, numbered, on, push_
 use crate::keys::{KeyError, Keyring, fresh};
 use crate::ledger;
 use crate::mirror::{self, ErasedSubject, Generation, Mirrored, SellerKeysExist};
+use crate::rotate::guard;
 use crate::sellers;
 use crate::store::Extent;
 
@@ -225,7 +226,7 @@ impl<'a> Restore<'a> {
         .bind(state)
         .bind(code)
         .bind(log.generation)
-        .bind(fresh.ledger)
+        .bind(fresh.ledger.clone())
         .bind(now.0)
         .execute(&mut *tx)
         .await
@@ -240,6 +241,7 @@ impl<'a> Restore<'a> {
                 .await
                 .map_err(&failed)?;
         }
+        guard::may_commit(self.keyring.db(), &mut tx, self.keyring.root(), &[&fresh.ledger]).await?;
         tx.commit().await.map_err(&failed)?;
         self.keyring.forget_seller(&log.seller);
         let list = if code.is_some() { &mut self.report.sellers_lost } else { &mut self.report.sellers_removed };

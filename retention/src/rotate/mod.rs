@@ -1,10 +1,12 @@
 //! Rotation of the root key and of the sellers' wrapping keys, under load (controls: credentials every 90 days).
 //!
 //! Invariants: a key that is being replaced is kept until nothing lies under it, and destroyed as soon as nothing does; every step is
-//! written down before the next, so that a rotation that was cut off goes on where it was; no data key, token key or ledger key changes:
+//! written down before the next, so that a rotation that was cut off goes on where it was; what was wrapped before a
+//! rotation is not committed after it (`guard.rs`); no data key, token key or ledger key changes:
 //! they are wrapped anew, so nothing is lost, doubled or named otherwise. Token and ledger keys never rotate: tokens and fingerprints
 //! made of them could not be made again.
 
+pub(crate) mod guard;
 mod inventory;
 mod root;
 mod seller;

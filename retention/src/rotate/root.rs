@@ -6,7 +6,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Row};
 use sunder_schemas::ids::{CaseId, KeyId, SellerId};
 
-use super::ACTION;
+use super::{ACTION, guard};
 use crate::audit::{self, AuditEvent, AuditOutcome};
 use crate::case::control_context;
 use crate::keydb::{DbError, blob, on};
@@ -36,8 +36,10 @@ pub(super) struct Stands {
     pub(super) state: String,
 }
 
-/// Rotates the root key, or goes on with a rotation that was cut off. `settle` is how long a process may take from wrapping a key to
-/// committing it: after it everything is looked at once more before the old version is retired. `actor` asked for it.
+/// Rotates the root key, or goes on with a rotation that was cut off. What others wrapped
+/// under the old version and have not committed yet is refused to them from now on (`guard.rs`). `settle` is how long a process of a
+/// release before that may take to commit it: after it everything is looked at once more before the old version is retired. `actor`
+/// asked for it.
 ///
 /// # Errors
 /// [`KeyError`]: call again, it goes on where it was.
@@ -50,7 +52,7 @@ pub async fn rotate_root(keyring: &Keyring, settle: Duration, actor: &str) -> Re
     let to = stands.to.ok_or(DbError::fixed("rotate the root key", "no_version"))?;
     if stands.state == "versioned" {
         rewrapped += rewrap_all(keyring, to).await?;
-        // What another process wrapped under the old version before it heard of the new one is committed by the end of this.
+        // What a process that knows no guard wrapped under the old version is committed by the end of this.
         tokio::time::sleep(settle).await;
         while let count @ 1.. = rewrap_all(keyring, to).await? {
             rewrapped += count;
@@ -108,6 +110,7 @@ pub(super) async fn make_version(keyring: &Keyring, stands: Stands) -> Result<St
     let failed = on("rotate the root key");
     let to = keyring.root().rotate(stands.from).await?;
     let mut tx = keyring.db().begin_write().await?;
+    guard::alone(keyring.db(), &mut tx).await?;
     sqlx::query("UPDATE root_rotation SET to_version = $1, state = 'versioned' WHERE id = $2 AND state = 'begun'")
         .bind(signed(to)?)
         .bind(stands.id)

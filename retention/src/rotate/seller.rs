@@ -6,7 +6,7 @@ use sqlx::Row;
 use sunder_schemas::ids::{Fingerprint, KeyId, SellerId};
 use zeroize::Zeroizing;
 
-use super::{ACTION, LOOK_AGAIN};
+use super::{ACTION, LOOK_AGAIN, guard};
 use crate::admit::{self, mask};
 use crate::audit::{self, AuditEvent, AuditOutcome};
 use crate::keydb::{DbError, Write, blob, numbered, on, push_tuples};
@@ -36,7 +36,7 @@ pub struct SellerRotation {
 /// # Errors
 /// [`KeyError::SellerRemoved`]; any other: call again, it goes on where it was.
 pub async fn rotate_seller(keyring: &Keyring, seller: &SellerId, actor: &str) -> Result<SellerRotation, KeyError> {
-    begin(keyring, seller).await?;
+    guard::wrapping!(begin(keyring, seller))?;
     let mut rewrapped = 0;
     loop {
         match rewrap(keyring, seller).await? {
@@ -83,7 +83,7 @@ pub(super) async fn begin(keyring: &Keyring, seller: &SellerId) -> Result<(), Ke
          wrapping_since = $2 WHERE seller = $3 AND generation = $4 AND wrapping_version = $5 AND wrapping_previous IS NULL \
          AND wrapping_key IS NOT NULL AND state <> 'removed'",
     )
-    .bind(wrapped)
+    .bind(wrapped.clone())
     .bind(keyring.now().0)
     .bind(seller.as_str().to_owned())
     .bind(generation)
@@ -93,6 +93,7 @@ pub(super) async fn begin(keyring: &Keyring, seller: &SellerId) -> Result<(), Ke
     .map_err(&failed)?;
     // Processes read the seller's keys again when the epoch rises; admission asks under the seller's lock in any case.
     ledger::next_epoch(&mut tx).await?;
+    guard::may_commit(keyring.db(), &mut tx, keyring.root(), &[&wrapped]).await?;
     tx.commit().await.map_err(&failed)?;
     keyring.forget_seller(seller);
     Ok(())

@@ -11,7 +11,7 @@ use sunder_retention::lease::Lease;
 use sunder_retention::ledger::SubjectState;
 use sunder_retention::root::{FileRoot, RootKey};
 use sunder_retention::rotate::{self, rotate_root, rotate_seller};
-use sunder_retention::sellers::{self, Account};
+use sunder_retention::sellers::{self, Account, SellerState};
 use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::SellerId;
 use sunder_schemas::time::Period;
@@ -293,5 +293,99 @@ async fn what_is_older_than_90_days_is_due() {
         let of = |kind: &str| inventory.keys.iter().find(|held| held.kind.starts_with(kind)).map(|held| (held.live, held.destroyed));
         assert_eq!((of("data key"), of("wrapping key"), of("token key")), (Some((2, 0)), Some((2, 1)), Some((2, 0))));
         clock.advance(Period::Millis(-90 * 86_400_000));
+    }
+}
+
+/// A root key whose first wrapping is done, and then stays in the hands of a process that sleeps.
+struct Sleeping {
+    inner: FileRoot,
+    is_first: AtomicBool,
+    wrapped: tokio::sync::Notify,
+    wake: tokio::sync::Notify,
+}
+
+#[async_trait::async_trait]
+impl RootKey for Sleeping {
+    async fn wrap(&self, context: &[u8], key: &[u8]) -> Result<Vec<u8>, sunder_retention::root::RootError> {
+        let wrapped = self.inner.wrap(context, key).await;
+        if self.is_first.swap(false, Ordering::SeqCst) {
+            self.wrapped.notify_one();
+            self.wake.notified().await;
+        }
+        wrapped
+    }
+    async fn unwrap(&self, context: &[u8], wrapped: &[u8]) -> Result<zeroize::Zeroizing<Vec<u8>>, sunder_retention::root::RootError> {
+        self.inner.unwrap(context, wrapped).await
+    }
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+    async fn version(&self) -> Result<u64, sunder_retention::root::RootError> {
+        self.inner.version().await
+    }
+    fn version_of(&self, wrapped: &[u8]) -> Option<u64> {
+        self.inner.version_of(wrapped)
+    }
+    async fn rotate(&self, from: u64) -> Result<u64, sunder_retention::root::RootError> {
+        self.inner.rotate(from).await
+    }
+    async fn retire(&self, version: u64) -> Result<sunder_retention::root::Retired, sunder_retention::root::RootError> {
+        self.inner.retire(version).await
+    }
+}
+
+/// However long a process sleeps between wrapping and committing: nothing is committed under a version that was retired meanwhile.
+#[tokio::test]
+async fn what_was_wrapped_before_a_rotation_is_not_committed_after_it() {
+    let (clock, all) = databases().await;
+    for db in &all {
+        db.keyring.seller(&seller()).await.unwrap();
+        for (n, what) in ["a refresh token", "a quarantine key", "a new seller's keys", "a wrapping key", "a readmitted seller's keys"]
+            .into_iter()
+            .enumerate()
+        {
+            let root = Arc::new(Sleeping {
+                inner: FileRoot::open(&db.folder.path().join("root.key")).unwrap(),
+                is_first: true.into(),
+                wrapped: tokio::sync::Notify::new(),
+                wake: tokio::sync::Notify::new(),
+            });
+            let sleeper =
+                Keyring::new(KeyDb::open(&db.url, None).await.unwrap(), Arc::clone(&root) as Arc<dyn RootKey>, clock.clone(), PLAIN);
+            let late = SellerId::parse("A2LATE").unwrap();
+            if n == 4 {
+                sellers::set_state(&db.keyring, &late, SellerState::Removed, None).await.unwrap();
+                let mut tx = db.keyring.db().begin_write().await.unwrap();
+                sellers::destroy_keys(&mut tx, &late).await.unwrap();
+                tx.commit().await.unwrap();
+            }
+            let account = |id: SellerId, refresh_token| Account { id, region: "eu".to_owned(), marketplaces: Vec::new(), refresh_token };
+            let commits = async {
+                match n {
+                    0 => sellers::put(&sleeper, &account(seller(), Some("Atzr|late".to_owned().into()))).await.unwrap(),
+                    1 => drop(sleeper.quarantine().await.unwrap()),
+                    2 => drop(sleeper.seller(&late).await.unwrap()),
+                    4 => sellers::readmit(&sleeper, &late).await.unwrap(),
+                    _ => drop(rotate_seller(&sleeper, &seller(), "test").await.unwrap()),
+                }
+            };
+            let rotates = async {
+                root.wrapped.notified().await;
+                rotate_root(&db.keyring, AT_ONCE, "test").await.unwrap();
+                root.wake.notify_one();
+            };
+            tokio::join!(commits, rotates);
+            // A process that starts now opens all of it.
+            let fresh = db.another(clock.clone()).await;
+            let token = sellers::refresh_token(&fresh, &seller()).await.unwrap_or_else(|error| panic!("{what} on {}: {error}", db.engine));
+            assert_eq!(secrecy::ExposeSecret::expose_secret(&token), "Atzr|late", "{what} on {}", db.engine);
+            fresh.seller(&seller()).await.unwrap_or_else(|error| panic!("{what} on {}: {error}", db.engine));
+            if n >= 1 {
+                fresh.quarantine().await.unwrap_or_else(|error| panic!("{what} on {}: {error}", db.engine));
+            }
+            if n >= 2 {
+                fresh.seller(&late).await.unwrap_or_else(|error| panic!("{what} on {}: {error}", db.engine));
+            }
+        }
     }
 }

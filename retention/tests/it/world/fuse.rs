@@ -136,6 +136,10 @@ impl Keys for FusedKeys {
         self.before()?;
         self.inner.wrap(context, key).await
     }
+    async fn may_commit(&self, tx: &mut Write, wrapped: &[u8]) -> Result<(), CaseError> {
+        self.before()?;
+        self.inner.may_commit(tx, wrapped).await
+    }
     async fn unwrap(&self, context: &[u8], wrapped: &[u8]) -> Result<Zeroizing<Vec<u8>>, CaseError> {
         self.before()?;
         self.inner.unwrap(context, wrapped).await
