@@ -22,13 +22,13 @@ pub struct Log {
 }
 
 impl Log {
-    /// Connects to the broker at `address` and makes the topics; `name` tells runs of one process apart.
+    /// Connects to the brokers at `address` and makes the topics with so many `replicas`; `name` tells runs of one process apart.
     ///
     /// # Errors
     /// Where the broker does not answer or refuses.
-    pub async fn open(address: &str, name: &str, profile: Profile, partitions: i32) -> anyhow::Result<Self> {
+    pub async fn open(address: &str, name: &str, profile: Profile, partitions: i32, replicas: i32) -> anyhow::Result<Self> {
         let prefix = format!("bench-{name}-{}", std::process::id());
-        let settings = KafkaSettings { profile, ..KafkaSettings::plaintext(address, &prefix, partitions, 1) };
+        let settings = KafkaSettings { profile, ..KafkaSettings::plaintext(address, &prefix, partitions, replicas) };
         let kafka = Kafka::connect(settings).await?;
         kafka.apply_topics().await?;
         let mut own = BTreeMap::new();

@@ -4,6 +4,7 @@
 //! Invariants: a refresh token is stored wrapped and opened by a poller alone; `removed` is terminal and beats the config; only a
 //! readmission reopens it, with new keys, except the ledger key, so that what was erased stays erased.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -355,6 +356,31 @@ pub async fn refresh_token(keyring: &Keyring, seller: &SellerId) -> Result<Secre
     let wrapped: Option<Vec<u8>> = row.map(|row| row.try_get(0)).transpose().map_err(&failed)?.flatten();
     let wrapped = wrapped.ok_or_else(|| KeyError::SellerUnknown(seller.clone()))?;
     keyring.refresh_token(seller, wrapped).await
+}
+
+/// Every seller that is to be polled, with its refresh token. Each token is unwrapped once and then known, so that this may be asked often.
+///
+/// # Errors
+/// [`KeyError`].
+pub async fn polled(keyring: &Keyring) -> Result<Vec<(Seller, SecretString)>, KeyError> {
+    let failed = on("read refresh tokens");
+    let mut tokens: HashMap<String, Vec<u8>> =
+        sqlx::query("SELECT seller, refresh_token FROM seller WHERE state = 'active' AND refresh_token IS NOT NULL")
+            .fetch_all(keyring.db().pool())
+            .await
+            .map_err(&failed)?
+            .iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect::<Result<_, sqlx::Error>>()
+            .map_err(&failed)?;
+    let mut polled = Vec::new();
+    for seller in list(keyring.db()).await?.into_iter().filter(|seller| seller.state == SellerState::Active) {
+        if let Some(wrapped) = tokens.remove(seller.id.as_str()) {
+            let token = keyring.refresh_token(&seller.id, wrapped).await?;
+            polled.push((seller, token));
+        }
+    }
+    Ok(polled)
 }
 
 /// The wrapping context of a seller's refresh token.

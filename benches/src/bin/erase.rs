@@ -69,6 +69,9 @@ struct Args {
     /// that cleans: with 12 of them on a busy core it falls behind, and the case rightly waits.
     #[arg(long, default_value_t = 3)]
     partitions: i32,
+    /// Replicas of each partition: as many brokers as `--kafka` names, or fewer.
+    #[arg(long, default_value_t = 1)]
+    replicas: i32,
     /// Orders there are.
     #[arg(long, default_value_t = 200_000)]
     orders: u64,
@@ -200,7 +203,7 @@ fn engine(keys: &Keys, log: &Log, warehouse: &Arc<Warehouse>, vault: &Arc<Vault>
 }
 
 fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
-    let log = handle.block_on(Log::open(&args.kafka, "erase", Profile::Test, args.partitions))?;
+    let log = handle.block_on(Log::open(&args.kafka, "erase", Profile::Test, args.partitions, args.replicas))?;
     let (key_store, store) = handle.block_on(async {
         anyhow::Ok((Database::create(&args.postgres, "keys").await?, Database::create(&args.postgres, "store").await?))
     })?;

@@ -88,7 +88,7 @@ fn split(args: &Args, handle: &Handle, runner: &SplitRunner, own: u64) -> anyhow
 }
 
 fn run_once(args: &Args, handle: &Handle, number: usize) -> anyhow::Result<([Run; 2], f64)> {
-    let log = handle.block_on(Log::open(&args.kafka, &format!("split{number}"), Profile::Production, PARTITIONS))?;
+    let log = handle.block_on(Log::open(&args.kafka, &format!("split{number}"), Profile::Production, PARTITIONS, 1))?;
     let kafka = &log.kafka;
     let keys = handle.block_on(Keys::open(None))?;
     let schemas = Arc::new(handle.block_on(Schemas::open(Arc::new(BuiltIn), &kafka.settings().prefix))?);

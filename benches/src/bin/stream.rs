@@ -220,7 +220,7 @@ fn work(stream: &mut Stream<'_>, handle: &Handle, place: KeyPlace, group: &str, 
 }
 
 fn run_once(args: &Args, handle: &Handle, number: usize) -> anyhow::Result<[Run; 3]> {
-    let log = handle.block_on(Log::open(&args.kafka, &format!("stream{number}"), Profile::Production, PARTITIONS))?;
+    let log = handle.block_on(Log::open(&args.kafka, &format!("stream{number}"), Profile::Production, PARTITIONS, 1))?;
     let kafka = &log.kafka;
     let database = match (args.keys, &args.postgres) {
         (KeyPlace::Sql, Some(server)) => Some(handle.block_on(Database::create(server, &format!("stream{number}")))?),

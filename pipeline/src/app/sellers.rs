@@ -54,12 +54,11 @@ impl App {
     pub async fn polled_sellers(&self) -> Result<Vec<Arc<PolledSeller>>, KeyError> {
         let of_config: HashMap<&SellerId, _> = self.base.config.seller.iter().map(|s| (&s.id, s)).collect();
         let mut polled = Vec::new();
-        for seller in sellers::list(self.base.keyring.db()).await? {
-            let wanted = seller.state == SellerState::Active && seller.has_refresh_token;
-            let Some(region) = seller.region.as_deref().and_then(|r| r.parse().ok()).filter(|_| wanted) else { continue };
+        for (seller, refresh_token) in sellers::polled(&self.base.keyring).await? {
+            let Some(region) = seller.region.as_deref().and_then(|r| r.parse().ok()) else { continue };
             let configured = of_config.get(&seller.id);
             polled.push(Arc::new(PolledSeller {
-                refresh_token: sellers::refresh_token(&self.base.keyring, &seller.id).await?,
+                refresh_token,
                 id: seller.id,
                 region,
                 marketplaces: seller.marketplaces,

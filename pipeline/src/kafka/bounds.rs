@@ -36,7 +36,7 @@ pub(super) fn bounds<C: ClientContext>(
                 std::thread::sleep(ASK_AGAIN);
                 // The client remembers who led the partition; only an answer of a living broker makes it forget. One that fails says
                 // what the next question says again.
-                let _: Result<_, _> = client.fetch_metadata(Some(topic), ASK_TIMEOUT);
+                _ = client.fetch_metadata(Some(topic), ASK_TIMEOUT);
             }
             Err(error) => return Err(KafkaError::call(format!("read the bounds of {topic}[{partition}]"), &error)),
         }

@@ -13,7 +13,6 @@ use sunder_schemas::class::Dataset;
 use sunder_schemas::classify::Limits;
 use sunder_schemas::ids::MarketplaceId;
 use sunder_schemas::time::Timestamp;
-use tokio_util::sync::CancellationToken;
 
 use super::cursor::Window;
 use super::error::{PollError, Unreadable};
@@ -21,6 +20,7 @@ use super::fate::Wishes;
 use super::mark::Mark;
 use super::publish::Origin;
 use super::runner::{PolledSeller, Poller};
+use super::under_way::UnderWay;
 use super::walk::{self, Listing, PageDone};
 use crate::spapi::{Answer, InventoryListing, Operation, inventory_summaries};
 
@@ -36,7 +36,7 @@ struct Detail {
 ///
 /// # Errors
 /// [`PollError`]: the cursor stays, and the next turn reads the same again.
-pub(super) async fn turn(poller: &Poller, seller: &PolledSeller, cancel: &CancellationToken) -> Result<u32, PollError> {
+pub(super) async fn turn(poller: &Poller, seller: &PolledSeller, under_way: &UnderWay) -> Result<u32, PollError> {
     let operation = Operation::GetInventorySummaries;
     let catalogue = Catalogue::for_operation(operation.api(), operation.as_str()).map_err(|_| PollError::NoCatalogue)?;
     let keys = poller.keyring.seller(&seller.id).await?;
@@ -50,7 +50,7 @@ pub(super) async fn turn(poller: &Poller, seller: &PolledSeller, cancel: &Cancel
     let mut rejected = 0;
     for marketplace in &seller.marketplaces {
         let mut listing =
-            Inventory { poller, seller, cancel, catalogue, keys: Arc::clone(&keys), marketplace, changed_from, began, rejected: None };
+            Inventory { poller, seller, under_way, catalogue, keys: Arc::clone(&keys), marketplace, changed_from, began, rejected: None };
         match walk::read(&mut listing, window).await {
             Ok(_) => {}
             Err(PollError::Unreadable(body)) => {
@@ -76,7 +76,7 @@ pub(super) async fn turn(poller: &Poller, seller: &PolledSeller, cancel: &Cancel
 struct Inventory<'a> {
     poller: &'a Poller,
     seller: &'a PolledSeller,
-    cancel: &'a CancellationToken,
+    under_way: &'a UnderWay,
     catalogue: &'static Catalogue,
     keys: Arc<SellerKeys>,
     marketplace: &'a MarketplaceId,
@@ -88,10 +88,10 @@ struct Inventory<'a> {
 impl Listing for Inventory<'_> {
     async fn page(&mut self, _: Window, token: Option<&str>) -> Result<PageDone, PollError> {
         let listing = InventoryListing { marketplace: self.marketplace, changed_from: self.changed_from, page_token: token };
-        let answer = self.poller.ask(self.seller, &inventory_summaries(&listing), self.cancel).await?;
+        let answer = self.poller.ask(self.seller, &inventory_summaries(&listing), self.under_way).await?;
         let page = sunder_schemas::classify::classify(self.catalogue, &answer.body, &*self.keys, &Limits::DEFAULT)
             .map_err(|error| Unreadable::of(&error, &answer.request_id))?;
-        let Answer { request_id, collected_at, body } = answer;
+        let Answer { request_id, collected_at, body, .. } = answer;
         drop(body);
         let next_token = page.next_token.clone();
         let origin = Origin {

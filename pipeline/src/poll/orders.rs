@@ -7,7 +7,6 @@ use sunder_schemas::catalogue::Catalogue;
 use sunder_schemas::class::Dataset;
 use sunder_schemas::classify::Limits;
 use sunder_schemas::time::Timestamp;
-use tokio_util::sync::CancellationToken;
 
 use super::cursor::Window;
 use super::error::{PollError, Unreadable};
@@ -15,6 +14,7 @@ use super::fate::Wishes;
 use super::mark::Mark;
 use super::publish::Origin;
 use super::runner::{PolledSeller, Poller};
+use super::under_way::UnderWay;
 use super::walk::{self, Listing, PageDone};
 use crate::spapi::{Answer, IncludedData, Operation, OrdersPage, SpapiError, search_orders};
 
@@ -22,14 +22,14 @@ use crate::spapi::{Answer, IncludedData, Operation, OrdersPage, SpapiError, sear
 ///
 /// # Errors
 /// [`PollError`]: what was reached stays reached.
-pub(super) async fn turn(poller: &Poller, seller: &PolledSeller, cancel: &CancellationToken) -> Result<u32, PollError> {
+pub(super) async fn turn(poller: &Poller, seller: &PolledSeller, under_way: &UnderWay) -> Result<u32, PollError> {
     let operation = Operation::SearchOrders;
     let catalogue = Catalogue::for_operation(operation.api(), operation.as_str()).map_err(|_| PollError::NoCatalogue)?;
     let keys = poller.keyring.seller(&seller.id).await?;
     let mark = Mark::read(&poller.keyring, &seller.id, Dataset::Orders).await?;
     let window = Window::next(mark.watermark(), poller.clock.now().minus(seller.since), seller.overlap);
     let gaps = mark.gaps_to_try(&poller.keyring).await?;
-    let mut listing = Orders { poller, seller, cancel, catalogue, keys, mark, rejected: false };
+    let mut listing = Orders { poller, seller, under_way, catalogue, keys, mark, rejected: false };
     for gap in gaps {
         match walk::read_gap(&mut listing, gap).await? {
             None => listing.close(gap.from, gap.to.unwrap_or(gap.from)).await?,
@@ -42,7 +42,7 @@ pub(super) async fn turn(poller: &Poller, seller: &PolledSeller, cancel: &Cancel
 struct Orders<'a> {
     poller: &'a Poller,
     seller: &'a PolledSeller,
-    cancel: &'a CancellationToken,
+    under_way: &'a UnderWay,
     catalogue: &'static Catalogue,
     keys: Arc<SellerKeys>,
     mark: Mark,
@@ -65,10 +65,10 @@ impl Orders<'_> {
         if role_missing {
             page.included = wanted.without_role();
         }
-        match self.poller.ask(self.seller, &search_orders(&page), self.cancel).await {
+        match self.poller.ask(self.seller, &search_orders(&page), self.under_way).await {
             Err(PollError::Spapi(SpapiError::Forbidden { .. })) if page.included.needs_role() => {
                 page.included = wanted.without_role();
-                let answer = self.poller.ask(self.seller, &search_orders(&page), self.cancel).await?;
+                let answer = self.poller.ask(self.seller, &search_orders(&page), self.under_way).await?;
                 // Only now is it known that it was the personal parts, not the seller's whole access.
                 self.poller.note_role_missing(&self.seller.id);
                 tracing::warn!(seller = %self.seller.id, "Amazon refuses the seller's personal data: a role is missing; asking without it");
@@ -93,7 +93,7 @@ impl Listing for Orders<'_> {
         let (answer, role_missing) = self.fetch(window, token).await?;
         let page = sunder_schemas::classify::classify(self.catalogue, &answer.body, &*self.keys, &Limits::DEFAULT)
             .map_err(|error| Unreadable::of(&error, &answer.request_id))?;
-        let Answer { request_id, collected_at, body } = answer;
+        let Answer { request_id, collected_at, body, .. } = answer;
         // Wiped here: from now on personal values live in their groups alone.
         drop(body);
         let (next_token, reported) = (page.next_token.clone(), page.window_end);

@@ -11,13 +11,15 @@ use sunder_retention::sellers;
 use sunder_schemas::class::{Dataset, FieldGroup};
 use sunder_schemas::ids::{MarketplaceId, SellerId};
 use sunder_schemas::time::{Clock, Period};
+use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{PollError, Unreadable};
 use super::publish::Publisher;
-use super::schedule::{Next, Schedule, Task, Turn};
+use super::schedule::{Schedule, Task, Turn};
+use super::under_way::UnderWay;
 use super::{inventory, orders};
 use crate::kafka::Kafka;
 use crate::registry::Schemas;
@@ -68,7 +70,7 @@ pub struct PollSettings {
     pub inventory_every: Duration,
     /// Between two full listings of inventory, by the policy clock: changes of inbound quantities are seen in those alone.
     pub inventory_full_every: Period,
-    /// Turns at once: each holds at most one page, of 16 MiB at most, in memory.
+    /// Turns that work at once. One that waits for its seller's rate does not count.
     pub turns_max: usize,
     /// How long turns may go on after the signal to stop.
     pub drain: Duration,
@@ -176,26 +178,28 @@ impl Poller {
     pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
         let mut turns: JoinSet<Turn> = JoinSet::new();
         let mut running: HashMap<Id, Task> = HashMap::new();
+        let places = Arc::new(Semaphore::new(self.settings.turns_max));
+        let mut assign_at = Instant::now();
         while !cancel.is_cancelled() {
-            self.assign();
-            let mut wake = Instant::now() + REASSIGN_EVERY;
-            while turns.len() < self.settings.turns_max {
-                match self.lock_schedule().next(Instant::now()) {
-                    Next::Start(task) => {
-                        let handle = turns.spawn(Arc::clone(&self).turn(task.clone(), cancel.clone()));
-                        running.insert(handle.id(), task);
-                    }
-                    Next::WaitUntil(due) => {
-                        wake = wake.min(due);
-                        break;
-                    }
-                    Next::Idle => break,
-                }
+            let now = Instant::now();
+            if assign_at <= now {
+                self.assign();
+                assign_at = now + REASSIGN_EVERY;
             }
+            let due = self.lock_schedule().due();
+            let wake = due.filter(|due| *due > now).map_or(assign_at, |due| due.min(assign_at));
             tokio::select! {
                 () = cancel.cancelled() => {}
-                () = tokio::time::sleep_until(wake) => {}
                 Some(ended) = turns.join_next_with_id() => self.finish(&mut running, ended),
+                // The semaphore is never closed.
+                Ok(place) = Arc::clone(&places).acquire_owned(), if due.is_some_and(|due| due <= now) => {
+                    let next = self.lock_schedule().next(now);
+                    if let Some(task) = next {
+                        let handle = turns.spawn(Arc::clone(&self).turn(task.clone(), UnderWay::new(cancel.clone(), place)));
+                        running.insert(handle.id(), task);
+                    }
+                }
+                () = tokio::time::sleep_until(wake) => {}
             }
         }
         let drained = tokio::time::timeout(self.settings.drain, async {
@@ -228,14 +232,15 @@ impl Poller {
     }
 
     /// Sends `request` for `seller`, unless asked to stop while waiting for its turn or its answer.
-    pub(super) async fn ask(&self, seller: &PolledSeller, request: &Request, cancel: &CancellationToken) -> Result<Answer, PollError> {
+    pub(super) async fn ask(&self, seller: &PolledSeller, request: &Request, under_way: &UnderWay) -> Result<Answer, PollError> {
         let credentials = seller.credentials();
+        let waits = || under_way.waits();
         let mut tries = 0;
         let answer = loop {
             let answer = tokio::select! {
                 biased;
-                () = cancel.cancelled() => return Err(PollError::Stopped),
-                answer = self.client.fetch(seller.region, &credentials, request) => answer,
+                () = under_way.stopped() => return Err(PollError::Stopped),
+                answer = self.client.fetch(seller.region, &credentials, request, &waits) => answer,
             };
             tries += 1;
             // What follows from a refusal lasts for hours, so one that passes must not be mistaken for a missing role.
@@ -321,13 +326,13 @@ impl Poller {
     }
 
     /// One turn of one dataset of one seller.
-    async fn turn(self: Arc<Self>, task: Task, cancel: CancellationToken) -> Turn {
+    async fn turn(self: Arc<Self>, task: Task, under_way: UnderWay) -> Turn {
         let seller = self.sellers.read().unwrap_or_else(PoisonError::into_inner).get(&task.seller).cloned();
         // It was taken away since the schedule chose it.
         let Some(seller) = seller else { return Turn::Failed };
         let result = match task.dataset {
-            Dataset::Orders => Box::pin(orders::turn(&self, &seller, &cancel)).await,
-            Dataset::Inventory => Box::pin(inventory::turn(&self, &seller, &cancel)).await,
+            Dataset::Orders => Box::pin(orders::turn(&self, &seller, &under_way)).await,
+            Dataset::Inventory => Box::pin(inventory::turn(&self, &seller, &under_way)).await,
         };
         let turn = match &result {
             Ok(0) => Turn::Reached,

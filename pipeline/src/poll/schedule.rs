@@ -3,6 +3,7 @@
 //! A task is one dataset of one seller. The task that has been due longest goes first; one that failed comes back after a growing
 //! wait, and never keeps another from its turn; a blocked one (grant revoked) rests until a person acts and looks again rarely.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use sunder_schemas::class::Dataset;
@@ -38,72 +39,84 @@ pub(crate) enum Turn {
     Blocked,
 }
 
-/// What to do now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// Begin this task's turn.
-    Start(Task),
-    /// Nothing is due before then.
-    WaitUntil(Instant),
-    /// Nothing is known to be due: wait for a turn to end or for new sellers.
-    Idle,
-}
-
 #[derive(Debug)]
 struct Entry {
-    task: Task,
     interval: Duration,
     due: Instant,
+    /// Tasks that are due at the same time go in the order in which they came.
+    nth: u64,
     failures: u32,
     running: bool,
+    /// It was taken away while it ran; forgotten when it ends, unless it comes back before.
+    gone: bool,
     last: Option<Turn>,
     reached: bool,
 }
 
-/// All tasks of this process.
+/// All tasks of this process. Thousands of sellers are usual: a look at what is next does not walk through them.
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
-    entries: Vec<Entry>,
+    entries: HashMap<Task, Entry>,
+    /// What does not run, the longest due first.
+    waiting: BTreeSet<(Instant, u64)>,
+    by_nth: HashMap<u64, Task>,
+    came: u64,
     assigned: bool,
 }
 
 impl Schedule {
     /// Takes over the tasks of this process with their intervals. Known ones keep their state; new ones are due at once; ones that
-    /// are gone are forgotten (a running turn ends by itself).
+    /// are gone are forgotten, those that run when they end.
     pub(crate) fn assign(&mut self, tasks: &[(Task, Duration)], now: Instant) {
         self.assigned = true;
-        self.entries.retain(|entry| tasks.iter().any(|(task, _)| *task == entry.task));
-        for (task, interval) in tasks {
-            match self.entries.iter_mut().find(|entry| entry.task == *task) {
-                Some(entry) => entry.interval = *interval,
-                None => self.entries.push(Entry {
-                    task: task.clone(),
-                    interval: *interval,
-                    due: now,
-                    failures: 0,
-                    running: false,
-                    last: None,
-                    reached: false,
-                }),
+        let stay: HashSet<&Task> = tasks.iter().map(|(task, _)| task).collect();
+        let (waiting, by_nth) = (&mut self.waiting, &mut self.by_nth);
+        self.entries.retain(|task, entry| {
+            entry.gone = !stay.contains(task);
+            let stays = entry.running || !entry.gone;
+            if !stays {
+                waiting.remove(&(entry.due, entry.nth));
+                by_nth.remove(&entry.nth);
             }
+            stays
+        });
+        for (task, interval) in tasks {
+            if let Some(entry) = self.entries.get_mut(task) {
+                entry.interval = *interval;
+                continue;
+            }
+            let nth = self.came;
+            self.came += 1;
+            let entry = Entry { interval: *interval, due: now, nth, failures: 0, running: false, gone: false, last: None, reached: false };
+            self.waiting.insert((entry.due, nth));
+            self.by_nth.insert(nth, task.clone());
+            self.entries.insert(task.clone(), entry);
         }
     }
 
-    /// The task to begin now, marked as running; or how long to wait.
-    pub(crate) fn next(&mut self, now: Instant) -> Next {
-        let Some(entry) = self.entries.iter_mut().filter(|entry| !entry.running).min_by_key(|entry| entry.due) else {
-            return Next::Idle;
-        };
-        if entry.due > now {
-            return Next::WaitUntil(entry.due);
-        }
-        entry.running = true;
-        Next::Start(entry.task.clone())
+    /// When the next task is due, or was; `None` where nothing is known to be: wait for a turn to end or for new sellers.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.waiting.first().map(|(due, _)| *due)
+    }
+
+    /// The task to begin now, marked as running.
+    pub(crate) fn next(&mut self, now: Instant) -> Option<Task> {
+        let (due, nth) = *self.waiting.first().filter(|(due, _)| *due <= now)?;
+        self.waiting.remove(&(due, nth));
+        let task = self.by_nth.get(&nth)?.clone();
+        self.entries.get_mut(&task)?.running = true;
+        Some(task)
     }
 
     /// Notes how a turn ended.
     pub(crate) fn finish(&mut self, task: &Task, turn: Turn, now: Instant) {
-        let Some(entry) = self.entries.iter_mut().find(|entry| entry.task == *task) else { return };
+        let Some(entry) = self.entries.get_mut(task) else { return };
+        if entry.gone {
+            self.by_nth.remove(&entry.nth);
+            self.entries.remove(task);
+            return;
+        }
+        self.waiting.remove(&(entry.due, entry.nth));
         entry.running = false;
         entry.last = Some(turn);
         let wait = match turn {
@@ -124,6 +137,7 @@ impl Schedule {
             Turn::Blocked => BLOCKED_WAIT,
         };
         entry.due = now + wait;
+        self.waiting.insert((entry.due, entry.nth));
     }
 
     /// Whether anyone has been assigned yet: before the first look, nothing is known.
@@ -135,14 +149,18 @@ impl Schedule {
     /// Whether every task has been polled to the server's present end at least once, or is blocked.
     #[must_use]
     pub(crate) fn caught_up(&self) -> bool {
-        self.entries.iter().all(|entry| entry.reached || entry.last == Some(Turn::Blocked))
+        self.entries.values().filter(|entry| !entry.gone).all(|entry| entry.reached || entry.last == Some(Turn::Blocked))
     }
 
     /// The sellers whose last turn ended as blocked.
     #[must_use]
     pub(crate) fn blocked(&self) -> Vec<SellerId> {
-        let mut sellers: Vec<SellerId> =
-            self.entries.iter().filter(|entry| entry.last == Some(Turn::Blocked)).map(|entry| entry.task.seller.clone()).collect();
+        let mut sellers: Vec<SellerId> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| !entry.gone && entry.last == Some(Turn::Blocked))
+            .map(|(task, _)| task.seller.clone())
+            .collect();
         sellers.sort();
         sellers.dedup();
         sellers
@@ -169,13 +187,27 @@ mod tests {
     fn the_longest_due_goes_first_and_nobody_runs_twice() {
         let now = Instant::now();
         let mut schedule = schedule(now, &["A", "B"]);
-        assert_eq!(schedule.next(now), Next::Start(task("A")));
-        assert_eq!(schedule.next(now), Next::Start(task("B")));
-        assert_eq!(schedule.next(now), Next::Idle);
+        assert_eq!(schedule.next(now), Some(task("A")));
+        assert_eq!(schedule.next(now), Some(task("B")));
+        assert_eq!((schedule.next(now), schedule.due()), (None, None));
         schedule.finish(&task("B"), Turn::Reached, now);
         schedule.finish(&task("A"), Turn::Reached, now + Duration::from_secs(1));
-        assert_eq!(schedule.next(now), Next::WaitUntil(now + INTERVAL));
-        assert_eq!(schedule.next(now + INTERVAL), Next::Start(task("B")));
+        assert_eq!((schedule.next(now), schedule.due()), (None, Some(now + INTERVAL)));
+        assert_eq!(schedule.next(now + INTERVAL), Some(task("B")));
+    }
+
+    #[test]
+    fn one_that_goes_and_comes_back_while_it_runs_does_not_run_twice() {
+        let now = Instant::now();
+        let mut schedule = schedule(now, &["A", "B"]);
+        assert_eq!(schedule.next(now), Some(task("A")));
+        schedule.assign(&[(task("B"), INTERVAL)], now);
+        schedule.assign(&[(task("B"), INTERVAL), (task("A"), INTERVAL)], now);
+        assert_eq!((schedule.next(now), schedule.next(now)), (Some(task("B")), None));
+        schedule.finish(&task("A"), Turn::Reached, now);
+        schedule.assign(&[(task("A"), INTERVAL)], now);
+        schedule.finish(&task("B"), Turn::Reached, now);
+        assert_eq!((schedule.due(), schedule.entries.len(), schedule.by_nth.len()), (Some(now + INTERVAL), 1, 1));
     }
 
     #[test]
@@ -185,10 +217,10 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..12 {
             schedule.finish(&task("A"), Turn::Failed, now);
-            waits.push(schedule.entries[0].due - now);
+            waits.push(schedule.entries[&task("A")].due - now);
         }
         assert!(waits.windows(2).all(|w| w[0] <= w[1]) && waits[0] == FAILURE_WAIT_MIN && waits[11] == FAILURE_WAIT_MAX);
-        assert_eq!(schedule.next(now), Next::Start(task("B")));
+        assert_eq!(schedule.next(now), Some(task("B")));
     }
 
     #[test]

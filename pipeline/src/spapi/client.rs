@@ -9,6 +9,7 @@ use backon::{BackoffBuilder as _, ExponentialBuilder, Retryable as _};
 use rust_decimal::Decimal;
 use secrecy::{ExposeSecret as _, SecretString};
 use sunder_schemas::time::{Clock, Timestamp};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zeroize::Zeroizing;
 
 use super::auth::{Credentials, Tokens};
@@ -18,6 +19,8 @@ use super::request::{Endpoints, Operation, Region, Request};
 
 /// Longest body that is read (chosen: a page of 100 orders with 50 items each is some 5 MB).
 pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Answers in hand at once, from the call until what they hold is dropped: with [`BODY_BYTES_MAX`] the memory they take (chosen: 256 MiB).
+const ANSWERS_MAX: usize = 16;
 /// First allocation for a body of unknown length.
 const BODY_BYTES_START: usize = 64 * 1024;
 /// Time to connect (chosen).
@@ -78,6 +81,7 @@ pub struct Answer {
     pub body: Zeroizing<Vec<u8>>,
     /// When it had arrived, by the policy clock.
     pub collected_at: Timestamp,
+    _in_hand: OwnedSemaphorePermit,
 }
 
 impl std::fmt::Debug for Answer {
@@ -94,6 +98,7 @@ pub struct Client {
     endpoints: Endpoints,
     retry: RetrySettings,
     clock: Arc<dyn Clock>,
+    in_hand: Arc<Semaphore>,
     calls: HashMap<Operation, AtomicU64>,
 }
 
@@ -123,6 +128,7 @@ impl Client {
             endpoints: settings.endpoints,
             retry: settings.retry,
             clock,
+            in_hand: Arc::new(Semaphore::new(ANSWERS_MAX)),
             calls: Operation::ALL.iter().map(|operation| (*operation, AtomicU64::new(0))).collect(),
         })
     }
@@ -133,18 +139,25 @@ impl Client {
         self.calls.get(&operation).map_or(0, |n| n.load(Ordering::Relaxed))
     }
 
-    /// Sends `request` until it is answered or [`SpapiError::retry`] says otherwise.
+    /// Sends `request` until it is answered or [`SpapiError::retry`] says otherwise. Tells by `waits` each time before it waits, for the
+    /// seller's rate or to call again: that can take minutes in which the caller's place is better used by others.
     ///
     /// # Errors
     /// The last [`SpapiError`].
-    pub async fn fetch(&self, region: Region, who: &Credentials, request: &Request) -> Result<Answer, SpapiError> {
-        let waits = ExponentialBuilder::default()
+    pub async fn fetch(
+        &self,
+        region: Region,
+        who: &Credentials,
+        request: &Request,
+        waits: &(dyn Fn() + Send + Sync),
+    ) -> Result<Answer, SpapiError> {
+        let pauses = ExponentialBuilder::default()
             .with_min_delay(self.retry.wait_min)
             .with_max_delay(self.retry.wait_max)
             .with_max_times(self.retry.times)
             .with_jitter();
-        (|| self.send(region, who, request))
-            .retry(waits.build())
+        (|| self.send(region, who, request, waits))
+            .retry(pauses.build())
             .when(|error| error.retry() != Retry::Never)
             .adjust(|error, wait| match error.retry() {
                 // Half of the growing wait on top is the jitter.
@@ -152,6 +165,7 @@ impl Client {
                 Retry::Backoff | Retry::Never => wait,
             })
             .notify(|error, wait| {
+                waits();
                 metrics::counter!("sunder_spapi_retries_total", "operation" => request.operation.as_str(), "code" => error.code()).increment(1);
                 tracing::debug!(seller = %who.seller, operation = %request.operation, code = error.code(), wait_ms = wait.as_millis(), "calling again");
             })
@@ -159,20 +173,46 @@ impl Client {
     }
 
     /// Sends `request` once; a refused token is renewed, and the request repeated, once.
-    async fn send(&self, region: Region, who: &Credentials, request: &Request) -> Result<Answer, SpapiError> {
+    async fn send(
+        &self,
+        region: Region,
+        who: &Credentials,
+        request: &Request,
+        waits: &(dyn Fn() + Send + Sync),
+    ) -> Result<Answer, SpapiError> {
         let token = self.tokens.get(&self.http, who, None).await?;
-        match self.send_with(region, who, request, &token.secret).await {
+        let in_hand = self.may_call(who, request.operation, waits).await?;
+        match self.send_with(region, who, request, &token.secret, in_hand).await {
             Err(SpapiError::Forbidden { .. }) => {
                 let token = self.tokens.get(&self.http, who, Some(token.generation)).await?;
-                self.send_with(region, who, request, &token.secret).await
+                let in_hand = self.may_call(who, request.operation, waits).await?;
+                self.send_with(region, who, request, &token.secret, in_hand).await
             }
             answer => answer,
         }
     }
 
-    async fn send_with(&self, region: Region, who: &Credentials, request: &Request, token: &SecretString) -> Result<Answer, SpapiError> {
+    /// Waits for the seller's rate, then for room for an answer.
+    async fn may_call(
+        &self,
+        who: &Credentials,
+        operation: Operation,
+        waits: &(dyn Fn() + Send + Sync),
+    ) -> Result<OwnedSemaphorePermit, SpapiError> {
+        self.limits.wait(&who.seller, operation, waits).await.map_err(|_| SpapiError::Rate)?;
+        // The semaphore is never closed.
+        Arc::clone(&self.in_hand).acquire_owned().await.map_err(|_| SpapiError::Rate)
+    }
+
+    async fn send_with(
+        &self,
+        region: Region,
+        who: &Credentials,
+        request: &Request,
+        token: &SecretString,
+        in_hand: OwnedSemaphorePermit,
+    ) -> Result<Answer, SpapiError> {
         let operation = request.operation;
-        self.limits.wait(&who.seller, operation).await.map_err(|_| SpapiError::Rate)?;
         let transport = |error: &reqwest::Error| SpapiError::Transport { operation, code: TransportCode::of(error) };
         let mut access = reqwest::header::HeaderValue::from_str(token.expose_secret()).map_err(|_| SpapiError::AuthUnavailable)?;
         access.set_sensitive(true);
@@ -193,7 +233,7 @@ impl Client {
         if let Some(rate) = header(&answer, "x-amzn-ratelimit-limit") {
             self.limits.adopt(&who.seller, operation, rate);
         }
-        self.read(&who.seller, operation, answer).await
+        self.read(&who.seller, operation, answer, in_hand).await
     }
 
     async fn read(
@@ -201,6 +241,7 @@ impl Client {
         seller: &sunder_schemas::ids::SellerId,
         operation: Operation,
         mut answer: reqwest::Response,
+        in_hand: OwnedSemaphorePermit,
     ) -> Result<Answer, SpapiError> {
         let request_id = header(&answer, "x-amzn-requestid")
             .filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_CHARS_MAX && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'))
@@ -232,7 +273,7 @@ impl Client {
                 return Err(SpapiError::TooLarge { operation, limit: BODY_BYTES_MAX, request_id });
             }
         }
-        Ok(Answer { request_id, body: body.0, collected_at: self.clock.now() })
+        Ok(Answer { request_id, body: body.0, collected_at: self.clock.now(), _in_hand: in_hand })
     }
 }
 

@@ -119,12 +119,13 @@ impl Limits {
         Ok(Self { scale, buckets: Mutex::new(HashMap::new()) })
     }
 
-    /// Waits until `seller` may call `operation`.
-    pub(super) async fn wait(&self, seller: &SellerId, operation: Operation) -> Result<(), RateError> {
+    /// Waits until `seller` may call `operation`; `waits` is told where that is not now.
+    pub(super) async fn wait(&self, seller: &SellerId, operation: Operation, waits: &(dyn Fn() + Send + Sync)) -> Result<(), RateError> {
         let limiter = self.limiter(seller, operation)?;
         loop {
             let current = limiter.load_full();
             let Err(not_until) = current.bucket.check() else { return Ok(()) };
+            waits();
             tokio::time::sleep(not_until.wait_time_from(MonotonicClock.now())).await;
         }
     }

@@ -65,7 +65,7 @@ async fn gets(server: &MockServer) -> usize {
 }
 
 async fn fetch(client: &Client) -> Result<Answer, SpapiError> {
-    client.fetch(Region::Eu, &who(), &request()).await
+    client.fetch(Region::Eu, &who(), &request(), &|| {}).await
 }
 
 #[tokio::test]

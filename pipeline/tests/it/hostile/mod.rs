@@ -85,7 +85,8 @@ impl World {
         Self { server, kafka, keyring, schemas, seller: Arc::new(seller), lwa, folder }
     }
 
-    fn poller(&self) -> Arc<Poller> {
+    /// A poller of our seller and, before it, of `others`.
+    fn poller(&self, others: &[Arc<PolledSeller>]) -> Arc<Poller> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let settings = ClientSettings {
             endpoints: Endpoints { all: Some(self.server.base.clone()), ..Endpoints::default() },
@@ -98,8 +99,8 @@ impl World {
             retry: RetrySettings { wait_min: Duration::from_millis(1), wait_max: Duration::from_millis(5), times: 3 },
         };
         let client = Arc::new(Client::new(settings, Arc::clone(&clock)).unwrap());
-        let seller = Arc::clone(&self.seller);
-        let assignment: Assignment = Arc::new(move || vec![Arc::clone(&seller)]);
+        let sellers: Vec<Arc<PolledSeller>> = others.iter().chain([&self.seller]).map(Arc::clone).collect();
+        let assignment: Assignment = Arc::new(move || sellers.clone());
         Arc::new(Poller::new(
             client,
             Arc::clone(&self.keyring),
@@ -113,7 +114,12 @@ impl World {
 
     /// Runs a poller until `enough` says so.
     async fn poll_until(&self, enough: impl Fn(&Progress) -> bool) -> Progress {
-        let poller = self.poller();
+        self.poll_with(&[], enough).await
+    }
+
+    /// Runs a poller that has `others` before our seller until `enough` says so.
+    async fn poll_with(&self, others: &[Arc<PolledSeller>], enough: impl Fn(&Progress) -> bool) -> Progress {
+        let poller = self.poller(others);
         let cancel = CancellationToken::new();
         let run = Arc::clone(&poller).run(cancel.clone());
         let watch = async {
@@ -247,6 +253,27 @@ async fn a_redirect_takes_neither_token_nor_order_to_another_host() {
     world.catch_up().await;
     world.has(&FIVE).await;
     assert!(elsewhere.asked().is_empty(), "somebody else was asked: {:?}", elsewhere.asked().first().map(|asked| &asked.path));
+}
+
+/// A turn that waits for its seller's rate, which takes minutes, keeps no other seller from its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn sellers_that_wait_for_their_rate_keep_no_other_waiting() {
+    let throttled = MarketplaceId::parse("A1RKKUPIHCS9HS").unwrap();
+    let theirs = throttled.as_str().to_owned();
+    let world = World::start(orders(&FIVE), move |asked, _| {
+        let is_theirs = asked.query.values().any(|value| value.contains(&theirs));
+        is_theirs.then(|| (axum::http::StatusCode::TOO_MANY_REQUESTS, [("retry-after", "600")], "{}").into_response())
+    })
+    .await;
+    let others: Vec<Arc<PolledSeller>> = (0..3 * PollSettings::default().turns_max)
+        .map(|n| {
+            let id = SellerId::parse(&format!("A1THROTTLED{n}")).unwrap();
+            Arc::new(PolledSeller { id, marketplaces: vec![throttled.clone()], ..(*world.seller).clone() })
+        })
+        .collect();
+    let progress = world.poll_with(&others, |progress| progress.published >= 5).await;
+    assert!(!progress.caught_up, "nobody was throttled");
+    world.has(&FIVE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
