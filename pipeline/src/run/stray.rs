@@ -2,6 +2,7 @@
 //! reopens the case that erased them. Dead letters cannot be tombstoned: theirs is the topic's own period of 7 days.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use sunder_retention::buyer::SealedStore as _;
 use sunder_retention::case::CaseError;
@@ -54,7 +55,7 @@ struct Swept {
 /// [`SweepError`].
 pub(super) async fn sweep(app: &App) -> Result<(), SweepError> {
     let db = app.base.keyring.db();
-    let began = app.base.clock.now();
+    let (began, started) = (app.base.clock.now(), Instant::now());
     // What a restore lost is looked for, and counted, by itself.
     if !stray::is_due(db, began).await? || restore::unsettled(db).await?.is_some() {
         return Ok(());
@@ -74,6 +75,8 @@ pub(super) async fn sweep(app: &App) -> Result<(), SweepError> {
     }
     bury_unknown(app, &swept.unknown).await?;
     stray::done(db, began, swept.read, swept.found).await?;
+    let took = started.elapsed();
+    metrics::histogram!("sunder_retain_sweep_seconds").record(took);
     metrics::counter!("sunder_retain_strays_total").increment(swept.found);
     if swept.found > 0 {
         tracing::error!(
@@ -82,7 +85,7 @@ pub(super) async fn sweep(app: &App) -> Result<(), SweepError> {
             "blocks under destroyed or unknown keys were found; they go again"
         );
     } else {
-        tracing::info!(blocks = swept.read, "no block under a destroyed or unknown key");
+        tracing::info!(blocks = swept.read, took_ms = took.as_millis(), "no block under a destroyed or unknown key");
     }
     Ok(())
 }
