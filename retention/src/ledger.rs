@@ -131,7 +131,7 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
              destroyed_epoch = COALESCE(subject.destroyed_epoch, excluded.destroyed_epoch), \
              case_id = COALESCE(subject.case_id, excluded.case_id), \
              withheld_epoch = COALESCE(subject.withheld_epoch, excluded.withheld_epoch) \
-             RETURNING fingerprint, token, key_id, destroyed_epoch, withheld_epoch",
+             RETURNING fingerprint, token, key_id, destroyed_epoch, withheld_epoch, witness, commitment",
         );
         let mut query = sqlx::query(numbered(tx, sql)).persistent(false);
         for subject in chunk {
@@ -161,6 +161,8 @@ pub async fn destroy(tx: &mut Write, destruction: &Destruction<'_>) -> Result<De
                     token: blob(&row, "token")?.map(EntityToken),
                     key,
                     is_withheld: withheld.is_some(),
+                    witness: row.try_get("witness").map_err(&failed)?,
+                    commitment: row.try_get("commitment").map_err(&failed)?,
                 });
             }
         }

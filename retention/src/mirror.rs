@@ -12,7 +12,7 @@ use sunder_schemas::certificate::Iso;
 use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, KeyId, SellerId};
 use sunder_schemas::time::Timestamp;
 
-use crate::keydb::{DbError, KeyDb, Write, on};
+use crate::keydb::{DbError, KeyDb, Write, numbered, on, push_tuples};
 use crate::ledger::Destruction;
 use crate::outbox::{self, Outgoing};
 use crate::store::{EventLog, Extent, OutboxRecord, StoreError};
@@ -54,6 +54,13 @@ pub struct ErasedSubject {
     pub at: Iso,
     /// In which ledger epoch.
     pub epoch: i64,
+    /// What its key sealed of constant text, and the commitment to the key, both in hex: the recover test needs them for ever, and a
+    /// restored database does not have those of younger subjects.
+    #[serde(default)]
+    pub witness: Option<String>,
+    /// See `witness`.
+    #[serde(default)]
+    pub commitment: Option<String>,
 }
 
 /// Which keys a seller has, as the log keeps it; never a key.
@@ -187,23 +194,42 @@ pub(crate) fn erased(destruction: &Destruction<'_>, epoch: i64, subject: &Erased
         "fingerprint": subject.fingerprint, "seller": destruction.seller, "keys": subject.key.as_slice(), "token": subject.token,
         "extent": if subject.is_withheld { Extent::WithBusinessData } else { Extent::Personal },
         "case": destruction.case, "at": destruction.at.to_iso(), "epoch": epoch,
+        "witness": subject.witness.as_ref().map(hex::encode), "commitment": subject.commitment.as_ref().map(hex::encode),
     });
     Outgoing { topic: TOPIC, key: subject.fingerprint.to_hex(), value: Some(value.to_string()) }
 }
 
 /// A subject's row after its destruction.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct ErasedRow {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) token: Option<EntityToken>,
     pub(crate) key: Option<KeyId>,
     pub(crate) is_withheld: bool,
+    pub(crate) witness: Option<Vec<u8>>,
+    pub(crate) commitment: Option<Vec<u8>>,
+}
+
+/// The key of the record about a seller's keys.
+pub(crate) fn seller_key(seller: &SellerId) -> String {
+    format!("{SELLER_PREFIX}{seller}")
+}
+
+/// Drops within `tx` what waits to be told under `keys`: at most `ROWS_PER_STATEMENT`.
+pub(crate) async fn untell(tx: &mut Write, keys: &[String]) -> Result<(), DbError> {
+    let mut sql = "DELETE FROM outbox WHERE topic = $1 AND record_key IN ".to_owned();
+    push_tuples(&mut sql, 1, keys.len(), 2);
+    let mut query = sqlx::query(numbered(tx, sql)).persistent(false).bind(TOPIC);
+    for key in keys {
+        query = query.bind(key.clone());
+    }
+    query.execute(&mut **tx).await.map_err(on("clear the outbox")).map(|_| ())
 }
 
 /// Tells the log within `tx` which keys a seller has.
 pub(crate) async fn seller(tx: &mut Write, seller: &SellerId, generation: i64, removed: bool) -> Result<(), DbError> {
     let value = json!({ "seller": seller, "generation": generation, "removed": removed });
-    outbox::push(tx, &[Outgoing { topic: TOPIC, key: format!("{SELLER_PREFIX}{seller}"), value: Some(value.to_string()) }]).await
+    outbox::push(tx, &[Outgoing { topic: TOPIC, key: seller_key(seller), value: Some(value.to_string()) }]).await
 }
 
 /// A restore that was noticed.

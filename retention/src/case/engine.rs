@@ -26,6 +26,7 @@ use super::store::{self, Record};
 use crate::hold;
 use crate::inventory::Copy;
 use crate::keydb::{KeyDb, Write, on};
+use crate::lease;
 use crate::sellers;
 use crate::store::{EventLog, Extent, Forget, OutboxRecord, Prove, Subject};
 
@@ -238,7 +239,7 @@ impl Engine {
     /// [`CaseError`].
     pub async fn listed(&self, request: &EraseRequest) -> Result<Vec<Listed>, CaseError> {
         let (name, subjects) = self.resolve(request).await?;
-        if name == "all" { scope::all_of(&self.parts.db, &request.seller, request.extent()).await } else { Ok(subjects) }
+        if name == "all" { scope::all_of(&self.parts.db, &request.seller, request.extent(), i64::MAX).await } else { Ok(subjects) }
     }
 
     fn plan(&self, request: &EraseRequest, subjects: usize, live: u64) -> Plan {
@@ -318,6 +319,7 @@ impl Engine {
 
     pub(super) async fn open(&self, record: Record, subjects: &[Listed], digest: &str) -> Result<CaseId, CaseError> {
         self.reach(&record.id, "open", Moment::Before).await;
+        let epoch = lease::ledger_epoch(&self.parts.db).await?;
         let mut tx = self.parts.db.begin_write().await?;
         if !store::insert(&mut tx, &record, digest).await? {
             let open = store::open_case_of(&mut tx, digest).await?.ok_or(CaseError::Contended)?;
@@ -331,6 +333,7 @@ impl Engine {
         store::write_subjects(&mut tx, &record.id, subjects).await?;
         let evidence = json!({
             "reason": record.reason, "extent": record.extent, "scope": record.scope, "requested_by": record.requested_by, "listed": subjects.len(),
+            scope::OPENED_AT_EPOCH: epoch,
         });
         let event = self.event(&[], Step::Requested, evidence);
         self.append(&mut tx, &record, &event).await?;

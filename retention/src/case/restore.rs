@@ -22,6 +22,7 @@ use super::scope::{self, Listed, Reason};
 use super::store::{self, Record};
 use super::{CaseError, certify, certlog};
 use crate::keydb::{DbError, KeyDb, Write, blob, on};
+use crate::lease;
 use crate::store::Extent;
 
 /// Subjects in one record of `privacy.requests`. Chosen: about 100 KB.
@@ -100,6 +101,10 @@ pub async fn certificates(db: &KeyDb, signer: &NoteSigner, mut mirrored: Vec<Mir
     mirrored.sort_by_key(|certificate| certificate.leaf);
     let mut taken = 0;
     for certificate in mirrored {
+        let verifier = signer.verifier_key();
+        let text = note::open(certificate.note.as_bytes(), &verifier)?.text;
+        let statement = Statement::from_text(&text)?;
+        let listed = store::subjects(db, &statement.case).await?;
         let mut tx = db.begin_write().await?;
         let size = certlog::lock_log(&mut tx).await?;
         if certificate.leaf < size {
@@ -108,24 +113,21 @@ pub async fn certificates(db: &KeyDb, signer: &NoteSigner, mut mirrored: Vec<Mir
         if certificate.leaf > size {
             return Err(DbError::fixed("take over the certificate log", "leaf_missing").into());
         }
-        let verifier = signer.verifier_key();
-        let text = note::open(certificate.note.as_bytes(), &verifier)?.text;
         let head = tlog::open_head(certificate.head.as_bytes(), &verifier).map_err(CertificateError::from)?;
-        let statement = Statement::from_text(&text)?;
         let signed = certificate.head.clone();
         certlog::append_leaf(&mut tx, &statement.case, &certificate.note, &text, |made| {
             if head == *made { Ok(signed) } else { Err(DbError::fixed("take over the certificate log", "head_differs").into()) }
         })
         .await?;
-        certified(&mut tx, &statement, &certificate).await?;
+        certified(&mut tx, &statement, &certificate, listed).await?;
         tx.commit().await.map_err(on("take over a certificate"))?;
         taken += 1;
     }
     Ok(taken)
 }
 
-/// Writes down that the case of `statement` is certified, whatever the backup knows of it.
-async fn certified(tx: &mut Write, statement: &Statement, certificate: &MirroredCertificate) -> Result<(), CaseError> {
+/// Writes down that the case of `statement` is certified, whatever the backup knows of it; `listed` is what it knows of its subjects.
+async fn certified(tx: &mut Write, statement: &Statement, certificate: &MirroredCertificate, listed: Vec<Listed>) -> Result<(), CaseError> {
     let failed = on("take over a certificate");
     let times = &statement.times;
     let case = &statement.case;
@@ -152,14 +154,18 @@ async fn certified(tx: &mut Write, statement: &Statement, certificate: &Mirrored
     };
     // A digest of its own: it is closed, so no request is the same as it.
     store::insert(tx, &record, &format!("restored {case}")).await?;
-    sqlx::query("UPDATE erasure_case SET subjects = $1, keys_destroyed_at = $2, verified_at = $3, blocked_by = NULL WHERE case_id = $4")
-        .bind(i64::try_from(record.subjects).unwrap_or(i64::MAX))
-        .bind(times.keys_destroyed.policy_clock.0.0)
-        .bind(times.verified.policy_clock.0.0)
-        .bind(case.as_str().to_owned())
-        .execute(&mut **tx)
-        .await
-        .map_err(&failed)?;
+    sqlx::query(
+        "UPDATE erasure_case SET subjects = $1, keys_destroyed_at = $2, verified_at = $3, residual_until = $5, blocked_by = NULL \
+         WHERE case_id = $4",
+    )
+    .bind(i64::try_from(record.subjects).unwrap_or(i64::MAX))
+    .bind(times.keys_destroyed.policy_clock.0.0)
+    .bind(times.verified.policy_clock.0.0)
+    .bind(case.as_str().to_owned())
+    .bind(record.residual_until.map(|until| until.0))
+    .execute(&mut **tx)
+    .await
+    .map_err(&failed)?;
     let row = sqlx::query("SELECT COALESCE(MAX(seq), 0) FROM case_event WHERE case_id = $1")
         .bind(case.as_str().to_owned())
         .fetch_one(&mut **tx)
@@ -173,8 +179,31 @@ async fn certified(tx: &mut Write, statement: &Statement, certificate: &Mirrored
         evidence: json!({ "leaf": certificate.leaf, "restored_from_log": true }),
     };
     store::append(tx, case, &event).await?;
-    let subjects = subjects_of(tx, case).await?;
+    let subjects = joined(subjects_of(tx, case).await?, listed);
     store::write_subjects(tx, case, &subjects).await
+}
+
+/// `subjects`, and those of `more` that are not among them.
+fn joined(mut subjects: Vec<Listed>, more: Vec<Listed>) -> Vec<Listed> {
+    let known: HashSet<Fingerprint> = subjects.iter().map(|subject| subject.fingerprint).collect();
+    subjects.extend(more.into_iter().filter(|subject| !known.contains(&subject.fingerprint)));
+    subjects.sort();
+    subjects
+}
+
+/// Completes the list of a case that was asked for by name: the ledger names the case that erased a subject first, and so not this one
+/// where another had erased it, or some of it, before.
+async fn complete(db: &KeyDb, case: &CaseId, asked: Vec<Listed>) -> Result<(), CaseError> {
+    let listed = store::subjects(db, case).await?;
+    let before = listed.len();
+    let all = joined(listed, asked);
+    if all.len() == before {
+        return Ok(());
+    }
+    let mut tx = db.begin_write().await?;
+    store::write_subjects(&mut tx, case, &all).await?;
+    tx.commit().await.map_err(on("complete a case's subjects"))?;
+    Ok(())
 }
 
 /// The subjects that `case` erased, by the ledger.
@@ -211,12 +240,18 @@ pub async fn requests(
     let failed = on("open a case again");
     let rows = sqlx::query("SELECT case_id FROM erasure_case").fetch_all(db.pool()).await.map_err(&failed)?;
     let known: HashSet<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(&failed)?;
+    // The ledger is raised at the end of a restore alone: what these cases erased lies above this epoch.
+    let epoch = lease::ledger_epoch(db).await?;
     let mut opened = 0;
-    for request in requests.iter().filter(|request| !known.contains(request.case.as_str())) {
-        let mut tx = db.begin_write().await?;
+    for request in requests {
         let listed = request.subjects.iter().chain(further.get(&request.case).into_iter().flatten());
         let mut subjects: Vec<Listed> =
             listed.map(|(fingerprint, token)| Listed { fingerprint: *fingerprint, token: *token, keys: Vec::new() }).collect();
+        if known.contains(request.case.as_str()) {
+            complete(db, &request.case, subjects).await?;
+            continue;
+        }
+        let mut tx = db.begin_write().await?;
         if request.scope == scope::AGED {
             // Age is found by looking, not remembered: the next sweep looks again, whenever the last one was.
             sqlx::query("DELETE FROM business_sweep").execute(&mut *tx).await.map_err(&failed)?;
@@ -257,7 +292,7 @@ pub async fn requests(
             continue;
         }
         store::write_subjects(&mut tx, &record.id, &subjects).await?;
-        let evidence = json!({ "reason": record.reason, "scope": record.scope, "listed": subjects.len(), "restored_from_log": true });
+        let evidence = json!({ "reason": record.reason, "scope": record.scope, "listed": subjects.len(), "restored_from_log": true, scope::OPENED_AT_EPOCH: epoch });
         let event = Event { seq: 1, step: Step::Requested, at: record.opened_at, at_system, evidence };
         store::append(&mut tx, &record.id, &event).await?;
         tx.commit().await.map_err(&failed)?;

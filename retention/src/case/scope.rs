@@ -8,7 +8,7 @@ use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
 use sqlx::{AssertSqlSafe, Row};
-use sunder_schemas::ids::{EntityToken, Fingerprint, KeyId, OrderId, SellerId};
+use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, KeyId, OrderId, SellerId};
 use sunder_schemas::time::Timestamp;
 
 use super::CaseError;
@@ -204,27 +204,37 @@ pub(super) fn entity_fingerprint(seller: &SellerId, token: EntityToken) -> Finge
     fingerprint
 }
 
-/// Every subject of `seller` of which something within `extent` is left: one that is erased already still has its business data.
-pub(super) async fn all_of(db: &KeyDb, seller: &SellerId, extent: Extent) -> Result<Vec<Listed>, CaseError> {
+/// In the evidence of a case's first event: the ledger epoch at which it was opened.
+pub(super) const OPENED_AT_EPOCH: &str = "epoch";
+
+/// Every subject of `seller` of which something within `extent` is left: one that is erased already still has its business data. What was
+/// erased after ledger epoch `since`, when the case was opened, belongs to it as well: the case may have done so itself, in a database
+/// that was lost, and nobody else removes what is left of it.
+pub(super) async fn all_of(db: &KeyDb, seller: &SellerId, extent: Extent, since: i64) -> Result<Vec<Listed>, CaseError> {
     let rows = sqlx::query(
-        "SELECT fingerprint, token, key_id FROM subject WHERE seller = $1 AND token IS NOT NULL \
-         AND COALESCE(rule, '') <> 'hold' AND (state <> 'destroyed' OR ($2 = 1 AND withheld_epoch IS NULL)) ORDER BY fingerprint",
+        "SELECT fingerprint, token, key_id FROM subject WHERE seller = $1 AND token IS NOT NULL AND COALESCE(rule, '') <> 'hold' \
+         AND (state <> 'destroyed' OR ($2 = 1 AND withheld_epoch IS NULL) OR destroyed_epoch > $3 OR withheld_epoch > $3) \
+         ORDER BY fingerprint",
     )
     .bind(seller.as_str().to_owned())
     .bind(i64::from(extent.takes_rows()))
+    .bind(since)
     .fetch_all(db.pool())
     .await
     .map_err(on("list a seller's subjects"))?;
     Ok(rows.iter().map(listed).collect::<Result<_, _>>()?)
 }
 
-/// Every subject of `seller` whose deadline is at or before `until` and whose key still lives.
-pub(super) async fn due_of(db: &KeyDb, seller: &SellerId, until: Timestamp) -> Result<Vec<Listed>, CaseError> {
+/// Every subject of `seller` whose deadline is at or before `until` and whose key still lives, and those that `case` destroyed itself in
+/// a database that was lost since.
+pub(super) async fn due_of(db: &KeyDb, seller: &SellerId, until: Timestamp, case: &CaseId) -> Result<Vec<Listed>, CaseError> {
     let rows = sqlx::query(
-        "SELECT fingerprint, token, key_id FROM subject WHERE seller = $1 AND state = 'live' AND deadline <= $2 AND token IS NOT NULL ORDER BY fingerprint",
+        "SELECT fingerprint, token, key_id FROM subject WHERE seller = $1 AND token IS NOT NULL \
+         AND ((state = 'live' AND deadline <= $2) OR (state = 'destroyed' AND case_id = $3)) ORDER BY fingerprint",
     )
     .bind(seller.as_str().to_owned())
     .bind(until.0)
+    .bind(case.as_str().to_owned())
     .fetch_all(db.pool())
     .await
     .map_err(on("list due subjects"))?;

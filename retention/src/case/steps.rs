@@ -52,6 +52,11 @@ fn waiting(why: impl Into<String>) -> Did {
     Did::Not(waiting_for(why))
 }
 
+/// The ledger epoch when the case was opened; 0, so that nothing is missed, where its first event does not tell.
+fn opened_at_epoch(events: &[Event]) -> i64 {
+    events.first().and_then(|opened| opened.evidence.get(scope::OPENED_AT_EPOCH)).and_then(Value::as_i64).unwrap_or(0)
+}
+
 fn marks(marks: &[Mark]) -> Value {
     json!({ "marks": marks })
 }
@@ -113,8 +118,8 @@ impl Engine {
             self.reach(&record.id, "scope", Moment::Within("seller removed")).await;
         }
         let mut subjects = match record.scope.as_str() {
-            "all" => scope::all_of(db, &record.seller, record.extent).await?,
-            "due" => scope::due_of(db, &record.seller, record.opened_at).await?,
+            "all" => scope::all_of(db, &record.seller, record.extent, opened_at_epoch(events)).await?,
+            "due" => scope::due_of(db, &record.seller, record.opened_at, &record.id).await?,
             _ => scope::with_keys(db, store::subjects(db, &record.id).await?).await?,
         };
         if record.is_offboarding() {

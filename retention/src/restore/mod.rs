@@ -118,8 +118,9 @@ impl<'a> Restore<'a> {
                 Mirrored::Generation(_) => {}
             }
         }
-        // In the order in which admission and destruction lock them.
-        erased.sort_unstable_by_key(|subject| subject.fingerprint);
+        // In the order in which admission and destruction lock them. One that lost its business data in a later case is told of twice, until
+        // the topic is cleaned: the stronger erasure counts.
+        erased.sort_unstable_by_key(|subject| (subject.fingerprint, subject.extent != Extent::WithBusinessData));
         erased.dedup_by_key(|subject| subject.fingerprint);
         for chunk in erased.chunks(ROWS_PER_STATEMENT) {
             self.destroy(chunk).await?;
@@ -146,18 +147,21 @@ impl<'a> Restore<'a> {
 
         let mut sql =
             "INSERT INTO subject (fingerprint, seller, token, state, key_id, created_at, destroyed_at, destroyed_epoch, case_id, \
-                       withheld_epoch) VALUES "
+                       withheld_epoch, witness, commitment) VALUES "
                 .to_owned();
-        push_tuples(&mut sql, subjects.len(), 10, 1);
+        push_tuples(&mut sql, subjects.len(), 12, 1);
         sql.push_str(
             " ON CONFLICT (fingerprint) DO UPDATE SET state = 'destroyed', wrapped = NULL, token = COALESCE(subject.token, excluded.token), \
              key_id = COALESCE(subject.key_id, excluded.key_id), destroyed_at = COALESCE(subject.destroyed_at, excluded.destroyed_at), \
              destroyed_epoch = COALESCE(subject.destroyed_epoch, excluded.destroyed_epoch), \
              case_id = COALESCE(subject.case_id, excluded.case_id), \
-             withheld_epoch = COALESCE(subject.withheld_epoch, excluded.withheld_epoch)",
+             withheld_epoch = COALESCE(subject.withheld_epoch, excluded.withheld_epoch), \
+             witness = CASE WHEN subject.key_id IS NULL THEN excluded.witness ELSE subject.witness END, \
+             commitment = CASE WHEN subject.key_id IS NULL THEN excluded.commitment ELSE subject.commitment END",
         );
         let mut query = sqlx::query(numbered(&tx, sql)).persistent(false);
         for subject in subjects {
+            let bytes = |text: &Option<String>| text.as_ref().and_then(|text| hex::decode(text).ok());
             query = query
                 .bind(subject.fingerprint.0.to_vec())
                 .bind(subject.seller.as_str().to_owned())
@@ -168,13 +172,17 @@ impl<'a> Restore<'a> {
                 .bind(subject.at.0.0)
                 .bind(self.epoch)
                 .bind(subject.case.as_str().to_owned())
-                .bind((subject.extent == Extent::WithBusinessData).then_some(self.epoch));
+                .bind((subject.extent == Extent::WithBusinessData).then_some(self.epoch))
+                .bind(bytes(&subject.witness))
+                .bind(bytes(&subject.commitment));
         }
         query.execute(&mut *tx).await.map_err(&failed)?;
         let keys: Vec<KeyId> = subjects.iter().flat_map(|subject| subject.keys.iter().copied()).collect();
         ledger::revoke(&mut tx, &keys, self.epoch, self.keyring.now()).await?;
         // A key that the backup has under another name than the log: it goes as well.
         self.revoke_present(&mut tx, subjects).await?;
+        // The log knows more of them than what waited when the backup was made: told behind that, it would take it back.
+        mirror::untell(&mut tx, &subjects.iter().map(|subject| subject.fingerprint.to_hex()).collect::<Vec<_>>()).await?;
         tx.commit().await.map_err(&failed)
     }
 
@@ -232,6 +240,7 @@ impl<'a> Restore<'a> {
         .await
         .map_err(&failed)?;
         sellers::tell(&mut tx, &log.seller).await?;
+        mirror::untell(&mut tx, &[mirror::seller_key(&log.seller)]).await?;
         if here.is_none() {
             // Marks the ledger key as new, also for a restore that is begun again; what was erased before sets the floor at the end.
             sqlx::query("INSERT INTO lost_ledger (seller, erased_until) VALUES ($1, $2) ON CONFLICT (seller) DO NOTHING")

@@ -171,6 +171,31 @@ async fn a_seller_that_left_since_the_backup_has_left_again_and_a_younger_one_wa
 }
 
 #[tokio::test]
+async fn what_waited_when_the_backup_was_made_does_not_take_back_what_was_told_since() {
+    let mut old = Old::new().await;
+    let keys = old.ring().seller(&seller()).await.unwrap();
+    old.ring().admit(&seller(), &[candidate(&keys, 1, 1)]).await.unwrap();
+    destroy(old.ring(), 1, &[1]).await;
+    // Waits in it: that the seller has keys, and a weak erasure.
+    old.back_up().await;
+    old.mirror().await;
+    destroy_to(old.ring(), 2, &[1], Extent::WithBusinessData).await;
+    sellers::set_state(old.ring(), &seller(), SellerState::Removed, None).await.unwrap();
+    let mut tx = old.ring().db().begin_write().await.unwrap();
+    sellers::destroy_keys(&mut tx, &seller()).await.unwrap();
+    tx.commit().await.unwrap();
+    let log = old.mirror().await;
+
+    let ring = old.restored().await;
+    let mut undo = Restore::begin(&ring, log).await.unwrap();
+    undo.apply(&old.told).await.unwrap();
+    undo.finish().await.unwrap();
+    let waiting = outbox::waiting(ring.db(), 1000).await.unwrap();
+    let waiting: Vec<_> = waiting.iter().filter(|record| record.topic == mirror::TOPIC).collect();
+    assert!(waiting.is_empty(), "the last record of a key is what a later restore goes by: {waiting:?}");
+}
+
+#[tokio::test]
 async fn a_process_whose_database_is_exchanged_lets_go_of_every_key() {
     let mut old = Old::new().await;
     old.mirror().await;

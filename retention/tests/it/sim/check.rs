@@ -18,6 +18,23 @@ use super::operate::name_of;
 use crate::world::CLASSIFICATION;
 use crate::world::log::{Topic, entity_of, key_of, state_key};
 
+/// What every case goes through, in order.
+const STEPS: [&str; 13] = [
+    "requested",
+    "scoped",
+    "keys_destroyed",
+    "caches_revoked",
+    "tombstoned",
+    "raw_ends",
+    "split_past",
+    "second_tombstones",
+    "controls_planted",
+    "drained",
+    "sinks_clean",
+    "verified",
+    "certified",
+];
+
 /// A subject's row as the database has it.
 struct Stored {
     seller: String,
@@ -117,7 +134,11 @@ impl Sim {
         }
         for (print, row) in stored.iter().filter(|(_, row)| row.state == "destroyed") {
             let case = row.case.as_ref().expect("a destroyed subject names its case");
-            assert!(scopes.get(case).is_some_and(|scope| scope.contains(print)), "destroyed by case {case}, which is not about it");
+            let is_about = scopes.get(case).is_some_and(|scope| scope.contains(print));
+            // After a restore its case may have to begin again, or is gone where only a sweep had asked; what it had destroyed is known.
+            let was_known =
+                || self.model.sellers.iter().any(|seller| seller.subjects.get(print).is_some_and(|known| known.erased_by.is_some()));
+            assert!(is_about || (self.has_restored && was_known()), "destroyed by case {case}, which is not about it");
         }
     }
 
@@ -186,10 +207,33 @@ impl Sim {
         let key = crate::world::signer().verifier_key();
         case::verify_log(self.world.ring.db(), &key, &case::KnownLog::default()).await.unwrap();
         assert!(!case::has_open_roll(self.world.ring.db()).await.unwrap());
+        self.check_closed(&stored).await;
         for s in 0..self.model.sellers.len() {
             self.check_seller(s).await;
         }
         self.check_told().await;
+    }
+
+    /// Every case went through every step, and every subject that is erased is what some certificate is about.
+    async fn check_closed(&self, stored: &BTreeMap<Fingerprint, Stored>) {
+        let mut covered = BTreeSet::new();
+        for shown in self.world.cases().await {
+            covered.extend(self.scope_of(&shown.id).await.into_iter().map(|listed| listed.fingerprint));
+            let events = self.world.show(&shown.id).await.events;
+            let is_from_log = events.iter().any(|event| event.step == "certified" && event.evidence.get("restored_from_log").is_some());
+            let mut steps = events.iter().map(|event| event.step);
+            // What the log alone knows of its end tells of no steps here: the certificate does.
+            let skipped = STEPS.iter().find(|step| !steps.any(|done| done == **step));
+            assert!(is_from_log || skipped.is_none(), "{} skipped {skipped:?}", shown.id);
+            let statement = check(&self.world.certificate(&shown.id).await.note, &crate::world::signer().verifier_key(), None, None);
+            let until = statement.unwrap().statement.residual.iter().filter_map(|left| left.until.map(|until| until.0)).max();
+            let sql = "SELECT residual_until FROM erasure_case WHERE case_id = $1";
+            let row = sqlx::query(sql).bind(shown.id.as_str().to_owned()).fetch_one(self.world.ring.db().pool()).await.unwrap();
+            assert_eq!(row.get::<Option<i64>, _>(0), until.map(|until| until.0), "{}: what it left is known", shown.id);
+        }
+        for (print, _) in stored.iter().filter(|(_, row)| row.state == "destroyed") {
+            assert!(covered.contains(print), "erased, and no certificate is about it");
+        }
     }
 
     async fn check_seller(&self, s: usize) {
@@ -216,7 +260,7 @@ impl Sim {
             match (&subject.erased_by, state) {
                 (Some(_), SubjectState::Destroyed) => {}
                 (None, SubjectState::Live(key)) => {
-                    self.check_block(&seller.id, token, &key, versions, subject.sent.get(&token).copied(), &says);
+                    self.check_block(&seller.id, token, &key, versions, (subject.sent.get(&token).copied(), &subject.lost), &says);
                 }
                 (None, SubjectState::NotHeld(_) | SubjectState::Unknown) if subject.key.is_none() => {}
                 (erased, state) => panic!("{says}: erased by {erased:?}, but {state:?}"),
@@ -231,14 +275,21 @@ impl Sim {
         token: EntityToken,
         key: &sunder_retention::keys::DataKey,
         versions: &[super::model::Source],
-        sent: Option<(i64, bool)>,
+        (sent, lost): (Option<(i64, bool)>, &BTreeSet<KeyId>),
         says: &str,
     ) {
         let held = self.world.vault.held.lock().unwrap().rows.get(&key_of(seller, token, FieldGroup::BuyerName)).cloned();
-        if let Some((version, true)) = sent {
+        if let (Some((version, true)), lost) = (sent, lost) {
+            assert!(
+                held.as_ref().is_none_or(|row| !SealedBlock::key_of(&row.block).is_ok_and(|of| lost.contains(&of))),
+                "{says}: sealed anew"
+            );
             assert_eq!(held.as_ref().map(|row| row.version), Some(version), "{says}: the block of its newest version is lost");
         }
         let Some(row) = held else { return };
+        if SealedBlock::key_of(&row.block).is_ok_and(|of| lost.contains(&of)) {
+            return;
+        }
         let context = Context { seller, entity: token, group: FieldGroup::BuyerName, classification: CLASSIFICATION };
         let plain = key.open(&context, &row.block).unwrap_or_else(|error| panic!("{says}: {error}"));
         let source = versions.iter().find(|source| source.updated.0 == row.version).expect("a version that Amazon had");

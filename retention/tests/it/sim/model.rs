@@ -104,6 +104,8 @@ pub(crate) struct Subject {
     last_event: Option<(i64, String)>,
     /// The newest version that reached the log, by the token it went under; whether it was sealed.
     pub(crate) sent: BTreeMap<EntityToken, (i64, bool)>,
+    /// Keys that were lost with the key database.
+    pub(crate) lost: BTreeSet<KeyId>,
 }
 
 impl Subject {
@@ -170,6 +172,24 @@ impl Subject {
         true
     }
 
+    /// The key database was restored from a backup that knew `self`; `current` is what was known before. `erased`: whether an erasure was
+    /// told on the log, and whether it took the business data.
+    pub(crate) fn take_over(&mut self, current: Self, erased: Option<bool>) {
+        self.sent = current.sent;
+        self.lost = current.lost;
+        if let Some(is_withheld) = erased {
+            self.key = current.key;
+            self.erased_by = current.erased_by;
+            self.is_withheld |= is_withheld;
+        } else if current.key != self.key {
+            // A key that was made after the backup: what it sealed never opens again, and is fetched and sealed anew.
+            self.lost.extend(current.key);
+            for newest in self.sent.values_mut() {
+                newest.1 = false;
+            }
+        }
+    }
+
     /// This event reached the log.
     pub(crate) fn arrived(&mut self, token: EntityToken, version: i64, is_sealed: bool) {
         let newest = self.sent.entry(token).or_insert((version, is_sealed));
@@ -189,7 +209,7 @@ impl Subject {
 }
 
 /// One seller, its orders, and its subjects by fingerprint, which outlives removal and readmission.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Seller {
     pub(crate) id: SellerId,
     /// Every version of every order, the latest last.
@@ -209,7 +229,7 @@ pub(crate) struct Asked {
 }
 
 /// Everything.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Model {
     pub(crate) sellers: Vec<Seller>,
     pub(crate) policy: Policy,

@@ -21,7 +21,7 @@ use crate::world::CLASSIFICATION;
 use crate::world::log::{Row, Topic, state_key};
 
 /// What a client may still deliver after its process died: the world's `message.timeout.ms`.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Orders of one seller at the most.
 const ORDERS_MAX: usize = 6;
 
@@ -34,20 +34,21 @@ impl Sim {
     pub(super) async fn operate(&mut self) {
         match self.draw.below(100) {
             0..8 => self.order(),
-            8..28 => self.poll().await,
-            28..38 => self.land_page().await,
-            38..46 => self.split(),
-            46..52 => self.land_batch(),
-            52..58 => self.sink(),
-            58..66 => self.beat().await,
-            66..70 => self.sweep().await,
-            70..76 => self.request().await,
-            76..86 => self.advance().await,
-            86..90 => self.kill().await,
-            90..92 => self.end_leases().await,
-            92..96 => self.pass_time(),
-            96..98 => self.disturb_log(),
-            _ => self.readmit_or_look().await,
+            8..27 => self.poll().await,
+            27..37 => self.land_page().await,
+            37..45 => self.split(),
+            45..51 => self.land_batch(),
+            51..57 => self.sink(),
+            57..65 => self.beat().await,
+            65..69 => drop(self.sweep().await),
+            69..75 => self.request().await,
+            75..85 => self.advance().await,
+            85..88 => self.kill().await,
+            88..90 => self.end_leases().await,
+            90..93 => self.pass_time(),
+            93..95 => self.disturb_log(),
+            95..97 => self.readmit_or_look().await,
+            _ => self.lose().await,
         }
     }
 
@@ -305,7 +306,9 @@ impl Sim {
         }
     }
 
-    pub(super) async fn sweep(&mut self) {
+    /// Returns whether the sweep came to its end.
+    pub(super) async fn sweep(&mut self) -> bool {
+        self.world.clock.advance(Period::Millis(1));
         let (r, now, policy) = (self.draw.below(self.retainers.len()), self.now(), self.model.policy);
         for s in 0..self.model.sellers.len() {
             let cursor = cursor::read(self.world.ring.db(), &self.model.sellers[s].id, Dataset::Orders).await.unwrap();
@@ -334,6 +337,7 @@ impl Sim {
         }
         self.say(format!("retainer {r}: sweeps, {} cases, killed: {}", self.model.asked.len() - before.len(), done.is_none()));
         self.check_ledger().await;
+        done.is_some()
     }
 
     async fn all_cases(&self) -> Vec<CaseId> {
@@ -354,6 +358,8 @@ impl Sim {
         };
         let is_leaving = reason == Reason::SellerOffboarding;
         let with_business_data = if is_leaving { Some(true) } else { *self.draw.pick(&[None, None, Some(true), Some(false)]) };
+        // Of two cases of one instant the random id would say which is worked first.
+        self.world.clock.advance(Period::Millis(1));
         let now = self.draw.chance(20);
         let request =
             EraseRequest { seller: id.clone(), scope: scope.clone(), reason, with_business_data, now, requested_by: "operator-7".into() };
@@ -559,7 +565,7 @@ impl Sim {
             }
             self.world.log.lock().clean();
             self.world.system.advance(Period::Millis(700));
-            self.sweep().await;
+            while !self.sweep().await {}
             let open = self.world.cases().await.into_iter().filter(|case| case.state != State::Certified).count();
             if open == 0 {
                 return;

@@ -5,15 +5,17 @@ pub(crate) mod fuse;
 pub(crate) mod log;
 pub(crate) mod stores;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 use sunder_retention::admit::{Admission, Candidate};
 use sunder_retention::case::{self, About, Engine, Files, Parts, Progress, RingKeys, Shown};
 use sunder_retention::deadline::{self, Observed};
+use sunder_retention::keydb::KeyDb;
 use sunder_retention::keyfiles::KeyFiles;
 use sunder_retention::keys::{Context, Keyring};
-use sunder_retention::root::FileRoot;
+use sunder_retention::root::{FileRoot, RootKey};
 use sunder_retention::store::Prove;
 use sunder_retention::testing::TestKeys;
 use sunder_schemas::class::FieldGroup;
@@ -39,6 +41,8 @@ pub(crate) struct World {
     pub(crate) system: Arc<ManualClock>,
     pub(crate) fuse: Arc<Fuse>,
     pub(crate) keys: TestKeys,
+    /// Instead of the one in the folder of the keys.
+    root: Option<Arc<dyn RootKey>>,
     /// Whether a case reads the key database's files: the costly part of a small case.
     pub(crate) reads_key_files: bool,
 }
@@ -89,13 +93,36 @@ impl World {
         let store = |name, topic| Arc::new(FakeStore::new(name, topic, log.clone(), fuse.clone()));
         let (vault, exports, warehouse) = (store("vault", Topic::Pii), store("exports", Topic::Pii), store("warehouse", Topic::State));
         let system = Arc::new(ManualClock::at(Timestamp(START.0 - 1)));
-        Self { ring, vault, exports, warehouse, log, clock, system, fuse, keys, reads_key_files: true }
+        Self { ring, vault, exports, warehouse, log, clock, system, fuse, keys, root: None, reads_key_files: true }
     }
 
     /// Another process: its own caches and lease over the same database.
     pub(crate) fn process(&self) -> Arc<Keyring> {
-        let root = FileRoot::open(&self.keys.folder.path().join("root.key")).unwrap();
-        Arc::new(Keyring::new(self.ring.db().clone(), Arc::new(root), self.clock.clone(), *self.ring.policy()))
+        self.process_on(self.ring.db().clone())
+    }
+
+    fn process_on(&self, db: KeyDb) -> Arc<Keyring> {
+        let own = || Arc::new(FileRoot::open(&self.keys.folder.path().join("root.key")).unwrap());
+        let root = self.root.clone().unwrap_or_else(|| own());
+        Arc::new(Keyring::new(db, root, self.clock.clone(), *self.ring.policy()))
+    }
+
+    /// The same world over `root`; nothing may have been made yet.
+    pub(crate) fn with_root(mut self, root: Arc<dyn RootKey>) -> Self {
+        self.root = Some(root);
+        self.ring = self.process();
+        self
+    }
+
+    /// The key database is lost, and the copy in `backup` takes its place. Every other pool on it must be gone.
+    pub(crate) async fn restore_keys(&mut self, backup: &Path) {
+        self.ring.db().close().await;
+        let file = self.keys.folder.path().join("keys.db");
+        for suffix in ["-wal", "-shm"] {
+            drop(std::fs::remove_file(format!("{}{suffix}", file.display())));
+        }
+        std::fs::copy(backup, &file).unwrap();
+        self.ring = self.process_on(KeyDb::open(&self.keys.url, None).await.unwrap());
     }
 
     pub(crate) fn stores(&self) -> [&Arc<FakeStore>; 3] {

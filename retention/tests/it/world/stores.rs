@@ -49,6 +49,10 @@ impl FakeStore {
         Self { name, topic, log, fuse, held: Mutex::default(), manner: Mutex::default() }
     }
 
+    pub(crate) const fn topic(&self) -> Topic {
+        self.topic
+    }
+
     pub(crate) fn set(&self, manner: Manner) {
         *self.manner.lock().unwrap() = manner;
     }
