@@ -9,6 +9,7 @@ pub mod dead_letter;
 pub mod demo;
 pub mod kafka;
 pub mod output;
+mod patience;
 pub mod poll;
 pub mod registry;
 pub mod run;

@@ -28,6 +28,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::kafka::{GroupConsumer, Kafka, KafkaError, Record, TopicPartition};
+use crate::patience::Patience;
 use crate::registry::{RegistryError, Schemas, Unread};
 
 /// Most records of one batch (chosen: one statement of a few thousand rows per source, and some 10 MB of rows in memory).
@@ -42,6 +43,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How often the loop looks whether its topics are still the same.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long the store may be silent at first: see [`Patience`] (chosen: a batch takes it well below a second).
+const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Why the loop stopped, or starts over.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +64,12 @@ pub enum SinkRunError {
     /// The store could not forget.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store did not answer in time, and gave no error either.
+    #[error("{store} is silent")]
+    Silent {
+        /// The sink's name.
+        store: String,
+    },
     /// A topic is another one than before.
     #[error("{topic} was made anew")]
     Recreated {
@@ -89,7 +98,7 @@ impl SinkRunError {
             Self::Sink(error) => error.retry() == Retry::Backoff,
             Self::Key(error) => matches!(error, KeyError::LeaseLost) || error.is_transient(),
             // Its code does not tell; what was erased must go before anything is applied, so it is tried for ever.
-            Self::Store(_) => true,
+            Self::Store(_) | Self::Silent { .. } => true,
             Self::Unbalanced { .. } => false,
         }
     }
@@ -173,13 +182,14 @@ pub struct SinkRunner<R> {
     keyring: Option<Arc<Keyring>>,
     ledger: Option<(Arc<Keyring>, Extent)>,
     progress: Mutex<Progress>,
+    patience: Patience,
 }
 
 impl<R: FromTopic + Sync> SinkRunner<R> {
     /// A runner that feeds `sink`; a sink that refuses what was erased needs the `keyring` that knows it, under whose lease it applies.
     #[must_use]
     pub fn new(kafka: Kafka, schemas: Arc<Schemas>, sink: Arc<dyn Sink<R>>, keyring: Option<Arc<Keyring>>) -> Self {
-        Self { kafka, schemas, sink, keyring, ledger: None, progress: Mutex::default() }
+        Self { kafka, schemas, sink, keyring, ledger: None, progress: Mutex::default(), patience: Patience::new(ANSWERED_WITHIN) }
     }
 
     /// Has the runner notice a store that was restored from a backup, and forget again what was erased at least to `extent` since.
@@ -239,6 +249,11 @@ impl<R: FromTopic + Sync> SinkRunner<R> {
         Ok(())
     }
 
+    /// What the store answers, if it does in time.
+    fn answer<T>(&self, handle: &Handle, work: impl Future<Output = T>) -> Result<T, SinkRunError> {
+        handle.block_on(self.patience.wait(work)).ok_or_else(|| SinkRunError::Silent { store: self.name().to_owned() })
+    }
+
     /// A store whose positions are behind what the group has committed was restored from a backup: positions are committed behind their
     /// rows, never before. The log is read again from there; but a tombstone only stays for 40 days, so what was erased is forgotten by
     /// the ledger, before anything is applied.
@@ -258,7 +273,8 @@ impl<R: FromTopic + Sync> SinkRunner<R> {
         let mut behind = 0;
         for Mark { topic, incarnation, partition, .. } in marks {
             let Some(committed) = committed.get(&(topic.clone(), partition.0)) else { continue };
-            let stored = handle.block_on(self.sink.position(&Source { topic, incarnation, partition }))?.unwrap_or(Offset(0));
+            let source = Source { topic, incarnation, partition };
+            let stored = self.answer(handle, self.sink.position(&source))??.unwrap_or(Offset(0));
             behind += u64::try_from(committed.0 - stored.0).unwrap_or(0);
         }
         if behind == 0 {
@@ -340,7 +356,7 @@ impl<R: FromTopic + Sync> SinkRunner<R> {
             // What ended the last session may be a new topic of the name: ask, do not believe.
             self.kafka.incarnations().forget(&name);
             let incarnation = self.kafka.incarnation_blocking(&name)?;
-            let removed = handle.block_on(self.sink.rebuild(&name, &incarnation))?;
+            let removed = self.answer(handle, self.sink.rebuild(&name, &incarnation))??;
             if removed > 0 {
                 tracing::warn!(sink = self.name(), topic = name, rows = removed, "the topic was made anew: its rows are built again");
             }
@@ -395,7 +411,8 @@ impl<R: FromTopic + Sync> SinkRunner<R> {
             let applied = self.sink.apply(&source, expected, next, changes).await;
             (source, next, applied)
         }));
-        let done: Vec<(Source, Offset, Result<Applied, SinkError>)> = handle.block_on(applying.buffer_unordered(APPLY_AT_ONCE).collect());
+        let done: Vec<(Source, Offset, Result<Applied, SinkError>)> =
+            self.answer(handle, applying.buffer_unordered(APPLY_AT_ONCE).collect())?;
         drop(passage);
         let mut ends = Vec::with_capacity(done.len());
         for (source, next, applied) in done {
@@ -480,7 +497,8 @@ fn start_of<R>(
     let (topic, partition) = at;
     let incarnation = topics.get(topic).map(|(_, incarnation)| incarnation.clone()).unwrap_or_default();
     let source = Source { topic: topic.clone(), incarnation, partition: *partition };
-    match handle.block_on(sink.position(&source))? {
+    let silent = || SinkRunError::Silent { store: "the store".to_owned() };
+    match handle.block_on(async { tokio::time::timeout(ANSWERED_WITHIN, sink.position(&source)).await }).map_err(|_| silent())?? {
         Some(next) => Ok((Some(next), next)),
         None => Ok((None, kafka.bounds_blocking(topic, *partition)?.0)),
     }

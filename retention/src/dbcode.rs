@@ -1,6 +1,8 @@
 //! What a database answered, as a code: its SQLSTATE or SQLite result code, a word where the cause is a common one, and whether the same
 //! call may succeed later. Never the database's own text, which quotes values.
 
+use std::time::Duration;
+
 use sqlx::error::DatabaseError;
 use sqlx::{Connection, Database};
 
@@ -49,6 +51,9 @@ fn word(code: &str) -> Option<&'static str> {
     })
 }
 
+/// How long a connection at rest may take to answer (chosen: a loaded server takes milliseconds; a start may look at several).
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+
 /// Whether a connection that comes back to its pool may be used again. SQLite ends a transaction by itself where the disk is full; the
 /// driver does not learn of it, and would refuse every later transaction on that connection.
 ///
@@ -64,6 +69,31 @@ where
     // The rollback of a dropped transaction may still be under way: an answer comes after it.
     connection.ping().await?;
     Ok(!connection.is_in_transaction())
+}
+
+/// Whether a connection answers within [`ANSWERS_WITHIN`]. A network that swallows everything would keep a pool waiting for ever, and a
+/// place of it with each connection that comes back.
+///
+/// # Errors
+/// The driver's, or `TimedOut`: the connection is to be thrown away.
+pub async fn answers<D: Database>(connection: &mut D::Connection) -> Result<bool, sqlx::Error>
+where
+    D::Connection: Connection<Database = D>,
+{
+    let silent = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    tokio::time::timeout(ANSWERS_WITHIN, connection.ping()).await.map_err(silent)?.map(|()| true)
+}
+
+/// [`answers`], then [`is_sound`]: for a connection that comes back to its pool.
+///
+/// # Errors
+/// As [`answers`].
+pub async fn is_of_use<D: Database>(connection: &mut D::Connection) -> Result<bool, sqlx::Error>
+where
+    D::Connection: Connection<Database = D>,
+{
+    answers::<D>(connection).await?;
+    is_sound::<D>(connection).await
 }
 
 #[cfg(test)]

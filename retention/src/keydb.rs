@@ -85,6 +85,12 @@ impl DbError {
     pub fn fixed(action: &'static str, code: &str) -> Self {
         Self { action, code: code.to_owned(), retry: false }
     }
+
+    /// Nothing was answered in time: the network swallowed it, or the database stands still.
+    #[must_use]
+    pub fn silent(action: &'static str) -> Self {
+        Self { action, code: "silent".to_owned(), retry: true }
+    }
 }
 
 /// Converts sqlx's error to a code; used as `map_err(on("read the subject"))`.
@@ -209,7 +215,8 @@ impl KeyDb {
     /// # Errors
     /// [`DbError`] where it does not.
     pub async fn ping(&self) -> Result<(), DbError> {
-        sqlx::query("SELECT 1").execute(&self.pool).await.map_err(on("answer")).map(|_| ())
+        let asked = tokio::time::timeout(ACQUIRE_TIMEOUT, sqlx::query("SELECT 1").execute(&self.pool)).await;
+        asked.map_err(|_| DbError::silent("answer"))?.map_err(on("answer")).map(|_| ())
     }
 
     /// Rewrites the key tables so that nulled wrapped keys leave its files: on SQLite the file is rewritten and the log emptied into
@@ -346,7 +353,9 @@ async fn open_pool(url: &str, password: Option<&SecretString>) -> Result<(AnyPoo
                 Ok(())
             })
         })
-        .after_release(|connection, _| Box::pin(dbcode::is_sound::<Any>(connection)))
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| Box::pin(dbcode::answers::<Any>(connection)))
+        .after_release(|connection, _| Box::pin(dbcode::is_of_use::<Any>(connection)))
         .connect_with(options)
         .await
         .map_err(on("open"))?;

@@ -245,6 +245,8 @@ pub async fn waiting_for(db: &KeyDb, epoch: i64) -> Result<i64, DbError> {
 /// Longest pause between two heartbeats: a case waits for every process to hear of its keys, however long the leases are (chosen; one
 /// small write a second and process).
 pub const BEAT_EVERY_MAX: Duration = Duration::from_secs(1);
+/// How long a beat may take after the lease is over (chosen: a beat is a handful of statements).
+const BEAT_MAX: Duration = Duration::from_secs(30);
 
 /// This process's lease.
 #[derive(Debug)]
@@ -407,8 +409,9 @@ impl Lease {
             done = &mut beat => done,
             () = over => {
                 self.keyring.drop_all();
-                // What it acknowledges may be on its way: it is not called off.
-                beat.await
+                // What it acknowledges may be on its way and is true: no key is left. One that nobody answers is called off, or no beat
+                // would follow it.
+                tokio::time::timeout(BEAT_MAX, beat).await.unwrap_or_else(|_| Err(DbError::silent("extend the lease").into()))
             }
         }
     }

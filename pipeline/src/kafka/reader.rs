@@ -157,6 +157,8 @@ pub(crate) const fn is_passing(code: RDKafkaErrorCode) -> bool {
             | RDKafkaErrorCode::UnknownMemberId
             | RDKafkaErrorCode::WaitingForCoordinator
             | RDKafkaErrorCode::PollExceeded
+            // The broker asked is no longer in the cluster's metadata: it is away, and the next question goes to another.
+            | RDKafkaErrorCode::DestroyBroker
             // A broker's own trouble (`UNKNOWN_SERVER_ERROR`), such as an append of the group's coordinator that timed out.
             | RDKafkaErrorCode::Unknown
     )

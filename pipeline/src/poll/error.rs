@@ -50,6 +50,9 @@ pub enum PollError {
         /// A stable code.
         code: String,
     },
+    /// The key database or Kafka did not answer in time, and gave no error either.
+    #[error("the key database or kafka is silent")]
+    Silent,
     /// Another process moved this cursor: it polls the seller now.
     #[error("the cursor was moved by another process")]
     Fenced,
@@ -108,6 +111,7 @@ impl PollError {
             Self::Endless { .. } => "endless_listing",
             Self::Keys { .. } => "keys",
             Self::Kafka { .. } => "kafka",
+            Self::Silent => "silent",
             Self::Fenced => "fenced",
             Self::Removed => "seller_removed",
             Self::Stopped => "stopped",

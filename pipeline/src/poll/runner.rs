@@ -235,6 +235,7 @@ impl Poller {
     pub(super) async fn ask(&self, seller: &PolledSeller, request: &Request, under_way: &UnderWay) -> Result<Answer, PollError> {
         let credentials = seller.credentials();
         let waits = || under_way.waits();
+        under_way.note(false);
         let mut tries = 0;
         let answer = loop {
             let answer = tokio::select! {
@@ -248,6 +249,7 @@ impl Poller {
                 break answer;
             }
         };
+        under_way.note(true);
         answer.map_err(|error| match error {
             // A body that never comes whole is as good as one that does not read: the window around it is looked at more closely.
             SpapiError::TooLarge { ref request_id, .. } => Unreadable::cut(error.code(), request_id),
@@ -330,9 +332,15 @@ impl Poller {
         let seller = self.sellers.read().unwrap_or_else(PoisonError::into_inner).get(&task.seller).cloned();
         // It was taken away since the schedule chose it.
         let Some(seller) = seller else { return Turn::Failed };
-        let result = match task.dataset {
-            Dataset::Orders => Box::pin(orders::turn(&self, &seller, &under_way)).await,
-            Dataset::Inventory => Box::pin(inventory::turn(&self, &seller, &under_way)).await,
+        let work = async {
+            match task.dataset {
+                Dataset::Orders => Box::pin(orders::turn(&self, &seller, &under_way)).await,
+                Dataset::Inventory => Box::pin(inventory::turn(&self, &seller, &under_way)).await,
+            }
+        };
+        let result = tokio::select! {
+            result = work => result,
+            () = under_way.stuck() => Err(PollError::Silent),
         };
         let turn = match &result {
             Ok(0) => Turn::Reached,

@@ -36,6 +36,8 @@ pub use retain::{BLOCKED_AFTER, CaseWork};
 /// How long draining may take (chosen: above the poller's drain and the producers' message timeout together).
 const DRAIN_MAX: Duration = Duration::from_secs(90);
 
+/// How long a mirroring may take (chosen: a row and a record, and above Kafka's own limit).
+const MIRRORED_WITHIN: Duration = Duration::from_secs(60);
 /// For how long a start tries to mirror the key database (chosen: a partition gets another leader within the 9 s after which Kafka gives
 /// a broker up, and a start that cannot work ends within the 30 s of DESIGN section 6).
 const FIRST_MIRROR_MAX: Duration = Duration::from_secs(20);
@@ -161,7 +163,8 @@ async fn mirrored(app: &App) -> Result<(), String> {
     if app.kafka.is_embedded() {
         return Ok(());
     }
-    mirror::publish(app.base.keyring.db(), &*app.log).await.map_err(|error| chain(&error))
+    let published = tokio::time::timeout(MIRRORED_WITHIN, mirror::publish(app.base.keyring.db(), &*app.log)).await;
+    published.map_err(|_| "the key database or Kafka is silent".to_owned())?.map_err(|error| chain(&error))
 }
 
 /// Mirrors the key database for the first time of this run; a partition whose leader just died gets another one meanwhile.

@@ -11,12 +11,16 @@ use sunder_schemas::ids::CaseId;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::patience::Patience;
 use crate::telemetry::chain;
 
 /// Between two looks at the open cases (chosen: a step waits for other processes for about a lease).
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// A case that is blocked for this long without a break is said to be blocked: shorter ones are a store that was just restarting.
 pub const BLOCKED_AFTER: Duration = Duration::from_secs(20);
+
+/// How long a round may take at first: see [`Patience`] (chosen: all there is may have to be read, or tables rewritten).
+const ROUND_MAX: Duration = Duration::from_secs(3_600);
 
 /// What became of the cases so far.
 #[derive(Debug, Default)]
@@ -75,8 +79,10 @@ impl CaseWork {
     pub(super) async fn run(&self, app: &App, stop: &CancellationToken) {
         let mut was_failing = false;
         let mut stands = BTreeMap::new();
+        let patience = Patience::new(ROUND_MAX);
         while !stop.is_cancelled() {
-            match self.round(app, &mut stands).await {
+            let round = patience.wait(self.round(app, &mut stands)).await;
+            match round.unwrap_or_else(|| Err("a store, the key database or Kafka is silent".to_owned())) {
                 Ok(()) => {
                     was_failing = false;
                     self.rounds.fetch_add(1, Ordering::SeqCst);

@@ -32,6 +32,9 @@ const SHARE_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How often the list of sellers is read again from the database.
 const SELLERS_EVERY: Duration = Duration::from_secs(2);
 
+/// How long that may take (chosen: two queries, and a call of the key service for each seller that is new).
+const SELLERS_WITHIN: Duration = Duration::from_secs(120);
+
 /// Tasks of a process; each ends with what went wrong, or with nothing after a stop.
 pub(super) type Tasks = JoinSet<Result<(), String>>;
 
@@ -105,7 +108,9 @@ impl Roles {
         let (app, cancel) = (Arc::clone(app), stop.clone());
         tasks.spawn(async move {
             while tokio::time::timeout(SELLERS_EVERY, cancel.cancelled()).await.is_err() {
-                match app.polled_sellers().await {
+                // A look that nobody answers is called off; the next one gets another connection.
+                let Ok(looked) = tokio::time::timeout(SELLERS_WITHIN, app.polled_sellers()).await else { continue };
+                match looked {
                     Ok(read) => *sellers.lock().unwrap_or_else(PoisonError::into_inner) = read,
                     Err(error) => tracing::debug!(error = chain(&error), "sellers could not be read again"),
                 }

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Connection as _, PgPool, Postgres as Db, Row as _, Transaction};
+use sunder_retention::dbcode;
 use sunder_retention::inventory::POSTGRES_OBJECTS;
 use sunder_retention::store::{Control, Subject};
 use sunder_schemas::class::FieldGroup;
@@ -64,6 +65,9 @@ impl Postgres {
         let pool = PgPoolOptions::new()
             .max_connections(options.connections.max(1))
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|connection, _| Box::pin(dbcode::answers::<Db>(connection)))
+            .after_release(|connection, _| Box::pin(dbcode::is_of_use::<Db>(connection)))
             .connect_with(connect)
             .await
             .map_err(SinkError::of(store, "connect"))?;
