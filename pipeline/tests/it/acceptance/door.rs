@@ -1,10 +1,12 @@
-//! A door on loopback in front of a server: shut, it cuts every connection and takes none, as if the server were gone.
+//! A door on loopback in front of a server: shut, it cuts every connection and takes none, as if the server were gone; asked to swallow,
+//! it lets nothing more through the connections there are, and cuts none.
 //!
 //! Kafka's clients connect to the address that a broker tells them, so the door writes its own in the place of the server's into every
 //! answer. Both are `127.0.0.1` with a port of four bytes after it, so no length changes.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 /// A door; it lasts as long as the test's process.
@@ -12,6 +14,8 @@ pub(super) struct Door {
     port: u16,
     is_open: Arc<Latch>,
     passing: Arc<Mutex<Vec<TcpStream>>>,
+    /// Connections made before this many swallowings are mute.
+    swallowed: Arc<AtomicU64>,
 }
 
 impl Door {
@@ -23,7 +27,9 @@ impl Door {
         let passing = Arc::new(Mutex::new(Vec::new()));
         let server_port: u16 = server.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
         let told = (address_bytes(server_port), address_bytes(port));
+        let swallowed = Arc::new(AtomicU64::new(0));
         let (server, open, streams) = (server.to_owned(), Arc::clone(&is_open), Arc::clone(&passing));
+        let swallowings = Arc::clone(&swallowed);
         std::thread::spawn(move || {
             let mut listener = Some(listener);
             loop {
@@ -36,16 +42,17 @@ impl Door {
                         streams.lock().expect("lock").push(stream.try_clone().expect("clone"));
                     }
                     let (from, to) = (client.try_clone().expect("clone"), server.try_clone().expect("clone"));
-                    std::thread::spawn(move || pass(from, to, None));
-                    let told = told.clone();
-                    std::thread::spawn(move || pass(server, client, Some(told)));
+                    let mute = Mute { born: swallowings.load(Ordering::SeqCst), now: Arc::clone(&swallowings) };
+                    let (told, also) = (told.clone(), mute.clone());
+                    std::thread::spawn(move || pass(from, to, None, &mute));
+                    std::thread::spawn(move || pass(server, client, Some(told), &also));
                     continue;
                 }
                 drop(client);
                 listener = TcpListener::bind(("127.0.0.1", port)).ok();
             }
         });
-        Self { port, is_open, passing }
+        Self { port, is_open, passing, swallowed }
     }
 
     /// Where it listens.
@@ -62,8 +69,26 @@ impl Door {
         }
     }
 
+    /// From now on the connections that there are say nothing, and give no error either; new ones work.
+    pub(super) fn swallow(&self) {
+        self.swallowed.fetch_add(1, Ordering::SeqCst);
+    }
+
     pub(super) fn open(&self) {
         self.is_open.open();
+    }
+}
+
+/// Whether a connection was swallowed.
+#[derive(Clone)]
+struct Mute {
+    born: u64,
+    now: Arc<AtomicU64>,
+}
+
+impl Mute {
+    fn is_mute(&self) -> bool {
+        self.now.load(Ordering::SeqCst) != self.born
     }
 }
 
@@ -102,10 +127,14 @@ fn address_bytes(port: u16) -> Vec<u8> {
 }
 
 /// Passes bytes on until either side ends, with one text in the place of another of the same length.
-fn pass(mut from: TcpStream, mut to: TcpStream, replace: Option<(Vec<u8>, Vec<u8>)>) {
+fn pass(mut from: TcpStream, mut to: TcpStream, replace: Option<(Vec<u8>, Vec<u8>)>, mute: &Mute) {
     let mut chunk = vec![0; 64 * 1024];
     let mut held = Vec::new();
     while let Ok(read @ 1..) = from.read(&mut chunk) {
+        while mute.is_mute() {
+            // For as long as the test's process lasts, with both connections open.
+            std::thread::park();
+        }
         held.extend_from_slice(&chunk[..read]);
         let mut keep = 0;
         if let Some((old, new)) = &replace {

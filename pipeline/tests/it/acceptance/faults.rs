@@ -10,7 +10,7 @@ use super::door::Door;
 use super::running::{Running, SHOWN_WITHIN};
 use super::story::assert_counts;
 use super::world::{Ended, Services, Stores, World};
-use super::{assert_no_leak, orders, read_log};
+use super::{assert_no_leak, orders, read_log, warehouse};
 
 /// Within this an unreachable neighbour ends the start (DESIGN section 6).
 const START_FAILS_WITHIN: Duration = Duration::from_secs(30);
@@ -254,6 +254,32 @@ async fn a_database_gone_during_a_run_is_waited_for_and_nothing_is_lost() {
     door.shut();
     running.until(503, "keys.database").await;
     door.open();
+    running.until(200, "ok").await;
+    running.stop();
+    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    assert_counts(&world).await;
+}
+
+/// The network swallows what is on its way, and gives no error: what waits for an answer is called off, and done anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_that_fall_silent_during_a_run_are_asked_anew_and_nothing_is_lost() {
+    let Some(services) = Services::from_env() else { return };
+    let Some(postgres) = &services.postgres else { return };
+    let address = postgres.split('@').next_back().and_then(|rest| rest.split('/').next()).expect("host and port").to_owned();
+    let door = Door::to(&address);
+    let behind = Services { postgres: Some(postgres.replace(&address, &door.address())), ..services.clone() };
+    let world = World::start(&behind, Stores::Postgres, 2, orders(1_500), 43, "none").await;
+    world.run(&["topics", "apply", "--json"]).expect(0);
+    let running = Running::start(&world).await;
+    running.until_metric("sunder_sink_rows_written_total", 200.0).await;
+    door.swallow();
+    let all = world.simulator.truth().await["totals"]["orders"].to_string();
+    let started = Instant::now();
+    let stored = async || warehouse(&world, "SELECT CAST(count(*) AS TEXT) FROM orders").await[0][0].clone().expect("a count");
+    while stored().await != all {
+        assert!(started.elapsed() < SHOWN_WITHIN, "{} of {all} orders", stored().await);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     running.until(200, "ok").await;
     running.stop();
     world.run(&["run", "--until-idle", "--json"]).expect(0);
