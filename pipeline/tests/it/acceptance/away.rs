@@ -12,7 +12,7 @@ use sunder_schemas::topic::{Profile, Topic};
 use super::brokers::{Cluster, turn};
 use super::cluster::{case, keys, open_case, some_orders, world_on};
 use super::extent::log_of;
-use super::naming::{alter, opens, until};
+use super::naming::{alter, comes_to_rest, opens, until};
 use super::orders;
 use super::world::World;
 
@@ -111,7 +111,7 @@ async fn a_replica_away_for_longer_than_tombstones_are_kept_is_found_by_its_read
 
     // Back after the tombstones: the open case finds it there, tombstones it again, and only then has its certificate.
     cluster.start_again(AWAY);
-    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    comes_to_rest(&world);
     let shown = case(&world, &id);
     assert_eq!(shown["state"], "certified", "{shown:#}");
     let events = shown["events"].as_array().expect("events");

@@ -4,6 +4,7 @@ use serde_json::Value;
 use sunder_schemas::ids::KeyId;
 
 use super::brokers::{Cluster, turn};
+use super::naming::comes_to_rest;
 use super::orders;
 use super::world::{Services, Stores, World};
 
@@ -81,7 +82,7 @@ async fn a_broker_that_is_away_blocks_a_case_by_name_and_its_return_completes_it
     assert!(checked(&world, &["broker 3"]), "check names the broker");
 
     cluster.start_again(3);
-    world.run(&["run", "--until-idle", "--json"]).expect(0);
+    comes_to_rest(&world);
     for id in &cases {
         let case = case(&world, id);
         assert_eq!(case["state"], "certified", "{case:#}");
