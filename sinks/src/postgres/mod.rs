@@ -65,9 +65,6 @@ impl Postgres {
         let pool = PgPoolOptions::new()
             .max_connections(options.connections.max(1))
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .before_acquire(|connection, _| Box::pin(dbcode::answers::<Db>(connection)))
-            .after_release(|connection, _| Box::pin(dbcode::is_of_use::<Db>(connection)))
             .connect_with(connect)
             .await
             .map_err(SinkError::of(store, "connect"))?;

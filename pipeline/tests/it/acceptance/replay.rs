@@ -128,7 +128,11 @@ fn replay(world: &World, sink: &str) -> Child {
 }
 
 fn ended(child: Child) -> Option<i32> {
-    child.wait_with_output().expect("wait").status.code()
+    let output = child.wait_with_output().expect("wait");
+    if !output.status.success() {
+        eprintln!("{}", String::from_utf8_lossy(&output.stdout));
+    }
+    output.status.code()
 }
 
 /// Whether somebody waits for a lock on `table`.
