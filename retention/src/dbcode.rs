@@ -71,7 +71,7 @@ where
     Ok(!connection.is_in_transaction())
 }
 
-/// Whether a connection answers within [`ANSWERS_WITHIN`]. A network that swallows everything would keep a pool waiting for ever, and a
+/// Whether a connection answers within 3 s. A network that swallows everything would keep a pool waiting for ever, and a
 /// place of it with each connection that comes back.
 ///
 /// # Errors

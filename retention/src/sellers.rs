@@ -1,5 +1,5 @@
 //! Sellers as the key database knows them: who is polled, with the refresh token wrapped by the root key. Each change of who is polled
-//! is told on `control.sellers` through the outbox ([`tell`]); the database decides.
+//! is told on `control.sellers` through the outbox; the database decides.
 //!
 //! Invariants: a refresh token is stored wrapped and opened by a poller alone; `removed` is terminal and beats the config; only a
 //! readmission reopens it, with new keys, except the ledger key, so that what was erased stays erased.

@@ -13,7 +13,6 @@ use async_trait::async_trait;
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Connection as _, PgPool, Postgres as Db, Row as _, Transaction};
-use sunder_retention::dbcode;
 use sunder_retention::inventory::POSTGRES_OBJECTS;
 use sunder_retention::store::{Control, Subject};
 use sunder_schemas::class::FieldGroup;
