@@ -216,6 +216,7 @@ impl<R: FromTopic + Sync> SinkRunner<R> {
     /// # Errors
     /// [`SinkRunError`] where starting over cannot help. What is passing is retried for ever, with growing pauses.
     pub fn run(&self, handle: &Handle, stop: &CancellationToken) -> Result<(), SinkRunError> {
+        self.patience.ends_with(stop);
         let mut pause = PAUSE_MIN;
         let mut is_noticed = self.ledger.is_none();
         while !stop.is_cancelled() {

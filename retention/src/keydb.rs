@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use ring::digest;
@@ -19,6 +19,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyPool, AssertSqlSafe, ConnectOptions, Executor, Row, Transaction};
 
+use crate::generation::{self, Seen};
 use crate::{dbcode, inventory};
 
 /// Connections per process. Chosen: a process works on few batches at once; PostgreSQL's default allows 100 in all.
@@ -102,6 +103,7 @@ pub fn on(action: &'static str) -> impl Fn(sqlx::Error) -> DbError {
                 (Cow::Owned(code), retry)
             }
             sqlx::Error::InvalidSavePointStatement | sqlx::Error::BeginFailed => (Cow::Borrowed("transaction_lost"), true),
+            error if generation::is_older(error) => (Cow::Borrowed("restored"), false),
             sqlx::Error::Io(_) => (Cow::Borrowed("unreachable"), true),
             sqlx::Error::Tls(_) => (Cow::Borrowed("tls"), false),
             sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => (Cow::Borrowed("no_connection"), true),
@@ -167,6 +169,7 @@ pub type Write = Transaction<'static, Any>;
 pub struct KeyDb {
     pool: AnyPool,
     dialect: Dialect,
+    seen: Arc<Seen>,
 }
 
 impl KeyDb {
@@ -175,8 +178,9 @@ impl KeyDb {
     /// # Errors
     /// [`DbError`] where the URL carries a password, the database does not answer, or a migration was changed after it ran.
     pub async fn open(url: &str, password: Option<&SecretString>) -> Result<Self, DbError> {
-        let (pool, dialect) = open_pool(url, password).await?;
-        let db = Self { pool, dialect };
+        let seen = Arc::new(Seen::default());
+        let (pool, dialect) = open_pool(url, password, &seen).await?;
+        let db = Self { pool, dialect, seen };
         db.migrate().await?;
         Ok(db)
     }
@@ -191,6 +195,11 @@ impl KeyDb {
     #[must_use]
     pub const fn dialect(&self) -> Dialect {
         self.dialect
+    }
+
+    /// What this process has seen of it.
+    pub(crate) fn seen(&self) -> &Seen {
+        &self.seen
     }
 
     /// Begins a transaction that may write: on SQLite it takes the write lock at once.
@@ -314,7 +323,7 @@ impl KeyDb {
 }
 
 /// Opens a pool as the stores of this workspace want it: no statement logging, SQLite in WAL mode with `secure_delete`.
-async fn open_pool(url: &str, password: Option<&SecretString>) -> Result<(AnyPool, Dialect), DbError> {
+async fn open_pool(url: &str, password: Option<&SecretString>, seen: &Arc<Seen>) -> Result<(AnyPool, Dialect), DbError> {
     static DRIVERS: Once = Once::new();
     DRIVERS.call_once(sqlx::any::install_default_drivers);
     let bad_url = |code: &str| DbError::fixed("open its URL", code);
@@ -338,10 +347,12 @@ async fn open_pool(url: &str, password: Option<&SecretString>) -> Result<(AnyPoo
         options.database_url.set_password(Some(password.expose_secret())).map_err(|()| bad_url("no_host"))?;
     }
     options = options.disable_statement_logging();
+    let seen = Arc::clone(seen);
     let pool = AnyPoolOptions::new()
         .max_connections(CONNECTIONS_MAX)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .after_connect(move |connection, _| {
+            let seen = Arc::clone(&seen);
             Box::pin(async move {
                 if dialect == Dialect::Sqlite {
                     let pragmas = format!(
@@ -350,7 +361,7 @@ async fn open_pool(url: &str, password: Option<&SecretString>) -> Result<(AnyPoo
                     );
                     sqlx::raw_sql(AssertSqlSafe(pragmas)).execute(&mut *connection).await?;
                 }
-                Ok(())
+                seen.admit(connection, dialect).await
             })
         })
         .test_before_acquire(false)

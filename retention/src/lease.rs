@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::keydb::{DbError, KeyDb, blob, on};
 use crate::keys::{KeyError, Keyring};
-use crate::mirror::{self, Generation};
+use crate::mirror;
 
 /// The role of a process that builds a store beside a live one: its copy is in no reading, so no case is certified while it lives.
 pub const REPLAY: &str = "replay";
@@ -256,8 +256,6 @@ pub struct Lease {
     length: Duration,
     /// Epochs that wait for the work from before them: epoch and generation of the gate.
     pending: Mutex<Option<(i64, u64)>>,
-    /// How far the database was when it was last read.
-    seen: Mutex<Generation>,
 }
 
 impl Lease {
@@ -269,7 +267,7 @@ impl Lease {
     pub async fn register(keyring: Arc<Keyring>, roles: &str, length: Duration) -> Result<Self, KeyError> {
         let process = uuid::Uuid::new_v4().to_string();
         let asked = Instant::now();
-        let seen = mirror::here(keyring.db()).await?;
+        mirror::here(keyring.db()).await?;
         let (epoch, _) = keyring.erased().refresh(keyring.db()).await?;
         let now = keyring.db().dialect().now_ms();
         let sql =
@@ -286,7 +284,7 @@ impl Lease {
             .map_err(&failed)?;
         tx.commit().await.map_err(&failed)?;
         keyring.lease_state().extend(asked, length);
-        Ok(Self { keyring, process, length, pending: Mutex::new(None), seen: Mutex::new(seen) })
+        Ok(Self { keyring, process, length, pending: Mutex::new(None) })
     }
 
     /// One heartbeat: learns what was destroyed, drops those keys, acknowledges what no earlier work holds any more, and extends the
@@ -301,7 +299,9 @@ impl Lease {
             // The database may have counted us dead meanwhile: whatever was in memory is read anew.
             keyring.drop_all();
         }
-        self.check_generation().await?;
+        if let Err(error) = mirror::here(keyring.db()).await {
+            return Err(if keyring.db().seen().is_older() { self.let_go() } else { error.into() });
+        }
         let before = keyring.erased().epoch();
         let (epoch, keys) = keyring.erased().refresh(keyring.db()).await?;
         keyring.revoke(&keys);
@@ -333,24 +333,14 @@ impl Lease {
         Ok(())
     }
 
-    /// A database that stands behind what this process has seen of it was restored meanwhile: what was erased since may be readable in
-    /// it, so this process lets go of every key at once.
-    async fn check_generation(&self) -> Result<(), KeyError> {
-        let here = mirror::here(self.keyring.db()).await?;
-        let is_older = {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_older = here.database != seen.database || here.generation < seen.generation || here.epoch < seen.epoch;
-            if !is_older {
-                *seen = here;
-            }
-            is_older
-        };
-        if is_older {
-            self.keyring.lease_state().until_ms.store(0, Ordering::SeqCst);
-            self.keyring.drop_all();
-            return Err(KeyError::Restored);
-        }
-        Ok(())
+    /// A database that stands behind what this process has seen of it was restored meanwhile, or a standby took its place: what was
+    /// erased since may be readable in it, and keys in memory may be lost there, so this process lets go of every key at once.
+    fn let_go(&self) -> KeyError {
+        self.keyring.lease_state().until_ms.store(0, Ordering::SeqCst);
+        self.keyring.drop_all();
+        // Closed from here on: whoever waits for a connection learns it at once.
+        drop(self.keyring.db().pool().close());
+        KeyError::Restored
     }
 
     async fn write(&self, acknowledged: Option<i64>) -> Result<(), KeyError> {
@@ -406,6 +396,7 @@ impl Lease {
         let beat = self.beat();
         tokio::pin!(beat);
         tokio::select! {
+            () = self.keyring.db().seen().until_older() => Err(self.let_go()),
             done = &mut beat => done,
             () = over => {
                 self.keyring.drop_all();

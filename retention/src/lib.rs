@@ -7,6 +7,7 @@ pub mod case;
 pub mod cursor;
 pub mod dbcode;
 pub mod deadline;
+pub mod generation;
 pub mod hold;
 pub mod inventory;
 pub mod keydb;

@@ -1,5 +1,5 @@
-//! What the log mirrors of the key database, so that a restore from a backup is noticed: its generation, the erased ledger, and whose
-//! keys exist.
+//! What the log mirrors of the key database, so that a restore from a backup or a failover is noticed: its generation and its server's
+//! history, the erased ledger, and whose keys exist.
 //!
 //! Invariants: the generation rises in SQL before it is published, so the database is never behind its mirror unless it was restored;
 //! it lies on the log before the erasures that it covers, so nobody can see those and miss it. All of it lies on `privacy.erased`, which
@@ -12,6 +12,7 @@ use sunder_schemas::certificate::Iso;
 use sunder_schemas::ids::{CaseId, EntityToken, Fingerprint, KeyId, SellerId};
 use sunder_schemas::time::Timestamp;
 
+pub use crate::generation::Generation;
 use crate::keydb::{DbError, KeyDb, Write, numbered, on, push_tuples};
 use crate::ledger::Destruction;
 use crate::outbox::{self, Outgoing};
@@ -23,17 +24,6 @@ pub const TOPIC: &str = "privacy.erased";
 pub const GENERATION_KEY: &str = "~generation";
 /// What the key of a record about a seller's keys begins with.
 const SELLER_PREFIX: &str = "~seller|";
-
-/// How far a key database, or its mirror, is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Generation {
-    /// Which database: random, made with it; a restored copy has the same.
-    pub database: String,
-    /// Rises with every publication.
-    pub generation: i64,
-    /// The ledger epoch at that time.
-    pub epoch: i64,
-}
 
 /// A subject that was erased, as the log keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +107,7 @@ impl Mirrored {
 pub enum Standing {
     /// Nothing is behind.
     Current,
-    /// It is older than its mirror: it was restored from a backup.
+    /// It is older than its mirror, or of another history: it was restored from a backup, or a standby took over.
     Behind,
     /// The log belongs to another database.
     Foreign,
@@ -129,7 +119,7 @@ pub fn standing(here: &Generation, log: Option<&Generation>) -> Standing {
     match log {
         None => Standing::Current,
         Some(log) if log.database != here.database => Standing::Foreign,
-        Some(log) if log.generation > here.generation || log.epoch > here.epoch => Standing::Behind,
+        Some(log) if here.is_behind(log) => Standing::Behind,
         Some(_) => Standing::Current,
     }
 }
@@ -137,19 +127,11 @@ pub fn standing(here: &Generation, log: Option<&Generation>) -> Standing {
 /// How far `db` is.
 ///
 /// # Errors
-/// [`DbError`].
+/// [`DbError`]; of code `restored` where it is behind what this process has seen of it.
 pub async fn here(db: &KeyDb) -> Result<Generation, DbError> {
-    let failed = on("read the generation");
-    let row =
-        sqlx::query("SELECT g.database_id, g.generation, e.epoch FROM key_generation g JOIN ledger_epoch e ON e.id = g.id WHERE g.id = 1")
-            .fetch_one(db.pool())
-            .await
-            .map_err(&failed)?;
-    Ok(Generation {
-        database: row.try_get(0).map_err(&failed)?,
-        generation: row.try_get(1).map_err(&failed)?,
-        epoch: row.try_get(2).map_err(&failed)?,
-    })
+    let found = db.seen().read(db.pool()).await.map_err(on("read the generation"))?;
+    db.seen().note(&found);
+    Ok(found)
 }
 
 /// Raises the generation and returns the record that mirrors it, to be published at once and before anything it covers. Never by way of
@@ -160,9 +142,12 @@ pub async fn here(db: &KeyDb) -> Result<Generation, DbError> {
 pub async fn advance(db: &KeyDb) -> Result<OutboxRecord, DbError> {
     let failed = on("raise the generation");
     let mut tx = db.begin_write().await?;
+    // One that is behind must not pass for the newest once it was raised.
+    db.seen().read(&mut *tx).await.map_err(&failed)?;
     sqlx::query("UPDATE key_generation SET generation = generation + 1 WHERE id = 1").execute(&mut *tx).await.map_err(&failed)?;
+    let now = db.seen().read(&mut *tx).await.map_err(&failed)?;
     tx.commit().await.map_err(&failed)?;
-    let now = here(db).await?;
+    db.seen().note(&now);
     let value = serde_json::to_string(&now).map_err(|_| DbError::fixed("raise the generation", "not_json"))?;
     Ok(OutboxRecord { id: 0, topic: TOPIC.to_owned(), key: GENERATION_KEY.to_owned(), value: Some(value) })
 }
@@ -287,7 +272,7 @@ mod tests {
     use super::*;
 
     fn generation(database: &str, generation: i64, epoch: i64) -> Generation {
-        Generation { database: database.to_owned(), generation, epoch }
+        Generation { database: database.to_owned(), generation, epoch, history: None }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Notices at start that the key database was restored from a backup, and destroys again what was erased since, before anything is
+//! Notices at start that the key database was restored from a backup or that its standby took over, and destroys again what was erased since, before anything is
 //! served.
 
 use std::collections::BTreeMap;
@@ -62,7 +62,11 @@ pub(super) async fn settle(base: &Base, kafka: &Kafka) -> Result<Option<Report>,
         Standing::Foreign => return Err(StartError::ForeignKeys),
         Standing::Behind => {}
     }
-    tracing::warn!(here = here.generation, log = log.generation, "the key database was restored: what was erased since is erased again");
+    tracing::warn!(
+        here = here.generation,
+        log = log.generation,
+        "the key database was restored, or its standby took over: what was erased since is erased again"
+    );
     let db = base.keyring.db();
     let known = audit::last(db).await.map_err(part("keys.database"))?;
     let rows = audit_rows(kafka, known).await.map_err(log_part(kafka))?;

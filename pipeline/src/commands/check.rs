@@ -86,7 +86,7 @@ async fn restores(base: &Base, kafka: Option<&Kafka>) -> Vec<Entry> {
             Ok(Standing::Current) => ok("key database", "not older than the log knows it"),
             Ok(Standing::Behind) => fail(
                 "key database",
-                "older than the log knows it: it was restored from a backup",
+                "older than the log knows it, or of another history of its server: a backup was restored, or a standby took over",
                 "start `sunder run`: what was erased since is erased again before anything is served",
             ),
             Ok(Standing::Foreign) => fail("key database", StartError::ForeignKeys.to_string(), "see docs/operations.md, section Restore"),

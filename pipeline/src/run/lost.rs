@@ -1,7 +1,7 @@
 //! After a restore of the key database: counts the sealed blocks that nobody can open any more, once everything that could be fetched
 //! again was, and tombstones them.
 //!
-//! A block is lost when its key is unknown or destroyed and its order was not sealed anew. It is looked at twice: before its tombstone,
+//! A block is lost when its key is unknown and its order was neither erased nor sealed anew. It is looked at twice: before its tombstone,
 //! and behind it, so that one that was sealed anew in between is published once more.
 
 use std::collections::{BTreeSet, HashSet};
@@ -51,8 +51,11 @@ pub(super) async fn settle(app: &App) -> Result<bool, LostError> {
     let entities: Vec<_> = entities.into_iter().collect();
     let sealed_meanwhile = restore::sealed_again(db, &entities).await?;
     restore::publish_again(db, &sealed_meanwhile).await?;
-    let mut count = Lost { orders: entities.into_iter().filter(|entity| !sealed_meanwhile.contains(entity)).collect(), ..Lost::default() };
-    for block in lost {
+    // What was erased is not lost: its case is under way, or was done again before this began.
+    let erased = restore::erased(db, &entities).await?;
+    let is_lost = |entity: &(SellerId, EntityToken)| !sealed_meanwhile.contains(entity) && !erased.contains(entity);
+    let mut count = Lost { orders: entities.iter().filter(|entity| is_lost(entity)).cloned().collect(), ..Lost::default() };
+    for block in lost.into_iter().filter(|block| is_lost(&(block.seller.clone(), block.entity))) {
         *count.blocks.entry(block.seller).or_default() += 1;
     }
     restore::settle(&app.base.keyring, &noticed, &count).await?;

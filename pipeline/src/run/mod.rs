@@ -131,14 +131,16 @@ pub async fn run(
     roles_stop.cancel();
     let drained = tokio::time::timeout(DRAIN_MAX, roles::drain(&mut tasks)).await;
     let mut report = running.report();
-    if options.roles.contains(&Role::Poll) {
+    let has_lease = !lease_task.is_empty();
+    if has_lease && options.roles.contains(&Role::Poll) {
         // One that was blocked is in nobody's share any more; the database knows it. Where it does not answer, the run's own list stands.
         let blocked = app.blocked_sellers().await.unwrap_or_default();
         report.sellers_blocked.extend(blocked.iter().map(ToString::to_string));
         report.sellers_blocked.sort();
         report.sellers_blocked.dedup();
     }
-    if let Err(error) = mirrored(&app).await {
+    // Without it the database is no longer the one that this process began with, and answers nothing.
+    if has_lease && let Err(error) = mirrored(&app).await {
         tracing::warn!(error, "the key database was not mirrored; the restore of a backup made in this run may go unnoticed");
     }
     lease_stop.send_replace(true);

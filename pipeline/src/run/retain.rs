@@ -80,6 +80,7 @@ impl CaseWork {
         let mut was_failing = false;
         let mut stands = BTreeMap::new();
         let patience = Patience::new(ROUND_MAX);
+        patience.ends_with(stop);
         while !stop.is_cancelled() {
             let round = patience.wait(self.round(app, &mut stands)).await;
             match round.unwrap_or_else(|| Err("a store, the key database or Kafka is silent".to_owned())) {

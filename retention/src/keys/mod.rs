@@ -51,8 +51,9 @@ pub enum KeyError {
     /// This process has not heard from the key database for longer than its lease: it may not use keys.
     #[error("lease on cached keys ran out")]
     LeaseLost,
-    /// The key database is older than this process has seen it: it was restored from a backup, and this process must start anew.
-    #[error("the key database was restored from a backup under this process: start it again")]
+    /// The key database is older than this process has seen it, or its server's history is another: it was restored from a backup or a
+    /// standby took over, and this process must start anew.
+    #[error("the key database was restored from a backup, or its standby took over, under this process: start it again")]
     Restored,
     /// A data key lies under a version of the seller's wrapping key that this process does not know: it reads both again.
     #[error("wrapping key of seller {0} was rotated meanwhile")]

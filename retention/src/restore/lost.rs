@@ -92,27 +92,43 @@ pub async fn without_key(db: &KeyDb, keys: &HashSet<KeyId>) -> Result<HashSet<Ke
 /// # Errors
 /// [`DbError`].
 pub async fn sealed_again(db: &KeyDb, entities: &[(SellerId, EntityToken)]) -> Result<HashSet<(SellerId, EntityToken)>, DbError> {
+    in_state(db, entities, "live").await
+}
+
+/// The entities among `entities` whose subject was erased: nothing of theirs is lost, it is on its way out.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn erased(db: &KeyDb, entities: &[(SellerId, EntityToken)]) -> Result<HashSet<(SellerId, EntityToken)>, DbError> {
+    in_state(db, entities, "destroyed").await
+}
+
+async fn in_state(
+    db: &KeyDb,
+    entities: &[(SellerId, EntityToken)],
+    state: &'static str,
+) -> Result<HashSet<(SellerId, EntityToken)>, DbError> {
     let failed = on("look for subjects");
     let mut by_seller: HashMap<&SellerId, Vec<EntityToken>> = HashMap::new();
     for (seller, token) in entities {
         by_seller.entry(seller).or_default().push(*token);
     }
-    let mut live = HashSet::new();
+    let mut found = HashSet::new();
     for (seller, tokens) in by_seller {
         for chunk in tokens.chunks(ROWS_PER_STATEMENT) {
-            let mut sql = "SELECT token FROM subject WHERE state = 'live' AND seller = $1 AND token IN ".to_owned();
-            push_tuples(&mut sql, 1, chunk.len(), 2);
+            let mut sql = "SELECT token FROM subject WHERE state = $1 AND seller = $2 AND token IN ".to_owned();
+            push_tuples(&mut sql, 1, chunk.len(), 3);
             // Placeholders alone were added.
-            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(seller.as_str().to_owned());
+            let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(false).bind(state).bind(seller.as_str().to_owned());
             for token in chunk {
                 query = query.bind(token.0.to_vec());
             }
             for row in query.fetch_all(db.pool()).await.map_err(&failed)? {
-                live.insert((seller.clone(), EntityToken(blob(&row, "token")?.unwrap_or_default())));
+                found.insert((seller.clone(), EntityToken(blob(&row, "token")?.unwrap_or_default())));
             }
         }
     }
-    Ok(live)
+    Ok(found)
 }
 
 /// Forgets which event of `entities` was published last, so that their next poll publishes it again: a tombstone may have met the block

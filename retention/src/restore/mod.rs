@@ -24,7 +24,7 @@ use crate::rotate::guard;
 use crate::sellers;
 use crate::store::Extent;
 
-pub use lost::{Lost, is_read_again, publish_again, sealed_again, settle, unsettled, without_key};
+pub use lost::{Lost, erased, is_read_again, publish_again, sealed_again, settle, unsettled, without_key};
 pub use stores::{Ledger, note_store};
 
 /// Why a seller is not polled after a restore: its own keys were made after the backup, so its tokens cannot be made again.

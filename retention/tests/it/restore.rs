@@ -206,6 +206,10 @@ async fn a_process_whose_database_is_exchanged_lets_go_of_every_key() {
     worker.seller(&seller()).await.unwrap();
     // What a restored file shows: an older generation than the one that was read.
     sqlx::query("UPDATE key_generation SET generation = 1").execute(old.ring().db().pool()).await.unwrap();
+    // Told to the log, the older generation would stand for the newest, and the restore would never be noticed.
+    assert_eq!(mirror::advance(worker.db()).await.unwrap_err().code, "restored");
+    let told: i64 = sqlx::query_scalar("SELECT generation FROM key_generation").fetch_one(old.ring().db().pool()).await.unwrap();
+    assert_eq!(told, 1);
     assert_eq!(lease.beat().await.unwrap_err(), KeyError::Restored);
     assert_eq!(worker.seller(&seller()).await.unwrap_err(), KeyError::LeaseLost);
     let (_stop, stopped) = tokio::sync::watch::channel(false);
@@ -217,7 +221,8 @@ async fn keys_that_nothing_has_alive_are_told_from_those_that_live() {
     let (_, all) = crate::support::databases().await;
     for db in &all {
         let keys = db.keyring.seller(&seller()).await.unwrap();
-        let answers = db.keyring.admit(&seller(), &[candidate(&keys, 1, 1), candidate(&keys, 2, 1)]).await.unwrap();
+        let batch = [candidate(&keys, 1, 1), candidate(&keys, 2, 1)];
+        let answers = db.keyring.admit(&seller(), &batch).await.unwrap();
         let ids: Vec<_> = answers
             .iter()
             .map(|answer| match answer {
@@ -231,5 +236,9 @@ async fn keys_that_nothing_has_alive_are_told_from_those_that_live() {
         let asked = [ids[0], ids[1], day, lost].into_iter().collect();
         let missing = restore::without_key(db.keyring.db(), &asked).await.unwrap();
         assert_eq!(missing, [ids[1], lost].into_iter().collect(), "{}", db.engine);
+        let entities: Vec<_> = batch.iter().map(|candidate| (seller(), candidate.token)).collect();
+        let of = |n: usize| [entities[n].clone()].into_iter().collect();
+        assert_eq!(restore::sealed_again(db.keyring.db(), &entities).await.unwrap(), of(0), "{}", db.engine);
+        assert_eq!(restore::erased(db.keyring.db(), &entities).await.unwrap(), of(1), "{}", db.engine);
     }
 }

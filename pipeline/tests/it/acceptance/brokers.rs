@@ -55,9 +55,7 @@ impl Cluster {
     }
 
     fn script(&self, args: &[&str]) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/services");
-        let status = Command::new(script).args(args).env("SUNDER_SERVICES", self.home.path()).status().expect("scripts/services runs");
-        assert!(status.success(), "scripts/services {}", args.join(" "));
+        services(self.home.path(), args);
     }
 
     /// These brokers, as a world is told of them.
@@ -117,6 +115,13 @@ impl Cluster {
             last = next;
         }
     }
+}
+
+/// Runs `scripts/services` for servers of a test's own under `home`.
+pub(super) fn services(home: &Path, args: &[&str]) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/services");
+    let status = Command::new(script).args(args).env("SUNDER_SERVICES", home).status().expect("scripts/services runs");
+    assert!(status.success(), "scripts/services {}", args.join(" "));
 }
 
 impl Drop for Cluster {

@@ -13,6 +13,8 @@ use std::sync::{Arc, Condvar, Mutex};
 pub(super) struct Door {
     port: u16,
     is_open: Arc<Latch>,
+    /// The server behind it.
+    leads_to: Arc<Mutex<String>>,
     passing: Arc<Mutex<Vec<TcpStream>>>,
     /// Connections made before this many swallowings are mute.
     swallowed: Arc<AtomicU64>,
@@ -28,7 +30,8 @@ impl Door {
         let server_port: u16 = server.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
         let told = (address_bytes(server_port), address_bytes(port));
         let swallowed = Arc::new(AtomicU64::new(0));
-        let (server, open, streams) = (server.to_owned(), Arc::clone(&is_open), Arc::clone(&passing));
+        let leads_to = Arc::new(Mutex::new(server.to_owned()));
+        let (behind, open, streams) = (Arc::clone(&leads_to), Arc::clone(&is_open), Arc::clone(&passing));
         let swallowings = Arc::clone(&swallowed);
         std::thread::spawn(move || {
             let mut listener = Some(listener);
@@ -36,7 +39,8 @@ impl Door {
                 // Shut, nobody listens: connections are refused, as they are where a server died.
                 let Some(Ok((client, _))) = listener.as_ref().map(TcpListener::accept) else { return };
                 if !open.wait_if_shut(|| drop(listener.take())) {
-                    let Ok(server) = TcpStream::connect(&server) else { continue };
+                    let server = behind.lock().expect("lock").clone();
+                    let Ok(server) = TcpStream::connect(server) else { continue };
                     for stream in [&client, &server] {
                         drop(stream.set_nodelay(true));
                         streams.lock().expect("lock").push(stream.try_clone().expect("clone"));
@@ -52,12 +56,17 @@ impl Door {
                 listener = TcpListener::bind(("127.0.0.1", port)).ok();
             }
         });
-        Self { port, is_open, passing, swallowed }
+        Self { port, is_open, leads_to, passing, swallowed }
     }
 
     /// Where it listens.
     pub(super) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Connections from now on reach `server`, another database under the same address.
+    pub(super) fn lead_to(&self, server: &str) {
+        server.clone_into(&mut self.leads_to.lock().expect("lock"));
     }
 
     pub(super) fn shut(&self) {

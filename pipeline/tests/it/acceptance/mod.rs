@@ -9,6 +9,7 @@ mod cluster;
 mod door;
 mod driving;
 mod extent;
+mod failover;
 mod faults;
 mod kills;
 mod leaks;

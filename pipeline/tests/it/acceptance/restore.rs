@@ -10,7 +10,7 @@ use super::story::assert_counts;
 use super::world::{Services, Stores, World};
 
 /// An order: its seller and its number.
-type Order = (String, String);
+pub(super) type Order = (String, String);
 
 /// A database as it was.
 enum Backup {
@@ -78,7 +78,7 @@ impl Backup {
 }
 
 /// Every order whose personal data the simulator gives and the config wants.
-async fn orders_of(world: &World) -> BTreeSet<Order> {
+pub(super) async fn orders_of(world: &World) -> BTreeSet<Order> {
     let text = |value: &Value, name: &str| value[name].as_str().expect("text").to_owned();
     let personal = world.simulator.personal().await;
     let wanted = personal.iter().filter(|p| p["allowed"] == true && p["group"] == "recipient_address");
@@ -93,14 +93,14 @@ fn state(world: &World, (seller, order): &Order) -> String {
     opened.json["state"].as_str().expect("a state").to_owned()
 }
 
-fn are(world: &World, orders: &[Order], expected: &str) {
+pub(super) fn are(world: &World, orders: &[Order], expected: &str) {
     for order in orders {
-        assert_eq!(state(world, order), expected);
+        assert_eq!(state(world, order), expected, "{order:?}");
     }
 }
 
 /// The first `count` of `orders` that open.
-fn readable(world: &World, orders: &BTreeSet<Order>, count: usize) -> Vec<Order> {
+pub(super) fn readable(world: &World, orders: &BTreeSet<Order>, count: usize) -> Vec<Order> {
     let found: Vec<Order> = orders.iter().filter(|order| state(world, order) == "readable").take(count).cloned().collect();
     assert_eq!(found.len(), count, "so many orders open");
     found
@@ -109,13 +109,13 @@ fn readable(world: &World, orders: &BTreeSet<Order>, count: usize) -> Vec<Order>
 /// How often a command is given again whose broker was too busy for it: a case that is blocked for 20 s ends it with exit code 3.
 const TRIES: usize = 5;
 
-fn erase(world: &World, (seller, order): &Order, reason: &str) -> String {
+pub(super) fn erase(world: &World, (seller, order): &Order, reason: &str) -> String {
     let case = patiently(world, &["erase", "--seller", seller, "--order", order, "--reason", reason, "--wait", "--json"]);
     assert_eq!(case["state"], "certified", "{case:#}");
     case["id"].as_str().expect("id").to_owned()
 }
 
-fn until_idle(world: &World) -> Value {
+pub(super) fn until_idle(world: &World) -> Value {
     patiently(world, &["run", "--until-idle", "--json"])
 }
 
@@ -130,7 +130,7 @@ fn patiently(world: &World, args: &[&str]) -> Value {
     world.run(args).expect(0)
 }
 
-fn check_says(world: &World, name: &str) -> Vec<Value> {
+pub(super) fn check_says(world: &World, name: &str) -> Vec<Value> {
     let checked = world.run(&["check", "--json"]);
     let entries = checked.json.as_array().expect("a list").clone();
     entries.into_iter().filter(|entry| entry["name"] == name).collect()

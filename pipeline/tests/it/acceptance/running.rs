@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::world::{World, client, terminate};
+use super::world::{World, client, last_words, terminate};
 
 /// How long a state of a running process may take to show (chosen: far above what any needs, on a machine
 /// that does much else).
@@ -18,6 +18,8 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 pub(super) struct Running {
     child: Child,
     health: String,
+    /// Where it logs to.
+    log: std::path::PathBuf,
 }
 
 impl Running {
@@ -44,7 +46,7 @@ impl Running {
             assert!(started.elapsed() < SHOWN_WITHIN, "it does not serve");
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
-        Self { child, health }
+        Self { child, health, log: world.folder.path().join("log.txt") }
     }
 
     /// Waits until `/readyz` answers with `status` and names `word`; `/livez` answers all the time.
@@ -65,10 +67,10 @@ impl Running {
 
     /// SIGTERM: it drains and ends with 0 and its report.
     pub(super) fn stop(self) -> Value {
-        let started = Instant::now();
+        let (started, log) = (Instant::now(), self.log.clone());
         terminate(self.child.id());
         let (code, printed) = self.ended();
-        assert_eq!(code, Some(0), "SIGTERM");
+        assert_eq!(code, Some(0), "SIGTERM: {}", last_words(&log));
         assert!(started.elapsed() < DRAINED_WITHIN, "drained after {:?}", started.elapsed());
         serde_json::from_slice(&printed).expect("one JSON document")
     }

@@ -116,9 +116,7 @@ impl World {
 
     /// The last lines that any process of this world wrote to standard error.
     pub(super) fn last_words(&self) -> String {
-        let log = std::fs::read_to_string(self.folder.path().join("log.txt")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        last_words(&self.folder.path().join("log.txt"))
     }
 
     /// What a command prints, as text.
@@ -269,6 +267,16 @@ impl Simulator {
     pub(super) async fn personal(&self) -> Vec<Value> {
         self.get("/_sim/truth/personal").await.lines().map(|l| serde_json::from_str(l).expect("JSON lines")).collect()
     }
+
+    /// The orders whose delivery address it would give now and that were not cancelled, each as its seller and its number.
+    pub(super) async fn addressed(&self) -> std::collections::BTreeSet<(String, String)> {
+        let orders = self.get("/_sim/truth/orders").await;
+        let orders = orders.lines().map(|l| serde_json::from_str::<Value>(l).expect("JSON lines"));
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        let is_cancelled = |order: &Value| order["fulfillment"]["fulfillmentStatus"] == "CANCELLED";
+        let addressed = orders.filter(|l| l["order"]["recipient"]["deliveryAddress"].is_object() && !is_cancelled(&l["order"]));
+        addressed.map(|l| (text(&l["seller"]), text(&l["order"]["orderId"]))).collect()
+    }
 }
 
 impl Drop for Simulator {
@@ -276,6 +284,13 @@ impl Drop for Simulator {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// The last lines of a log.
+pub(super) fn last_words(log: &Path) -> String {
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
 pub(super) fn client() -> reqwest::Client {
