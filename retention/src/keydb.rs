@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Once};
 use std::time::Duration;
@@ -170,6 +170,8 @@ pub struct KeyDb {
     pool: AnyPool,
     dialect: Dialect,
     seen: Arc<Seen>,
+    /// Of SQLite's file.
+    folder: PathBuf,
 }
 
 impl KeyDb {
@@ -180,7 +182,7 @@ impl KeyDb {
     pub async fn open(url: &str, password: Option<&SecretString>) -> Result<Self, DbError> {
         let seen = Arc::new(Seen::default());
         let (pool, dialect) = open_pool(url, password, &seen).await?;
-        let db = Self { pool, dialect, seen };
+        let db = Self { pool, dialect, seen, folder: folder_of(url) };
         db.migrate().await?;
         Ok(db)
     }
@@ -195,6 +197,11 @@ impl KeyDb {
     #[must_use]
     pub const fn dialect(&self) -> Dialect {
         self.dialect
+    }
+
+    /// The folder of SQLite's file.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// What this process has seen of it.
@@ -380,6 +387,13 @@ fn make_private(path: &str) -> std::io::Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e),
         _ => Ok(()),
     }
+}
+
+/// The folder of SQLite's file; of no use on PostgreSQL.
+fn folder_of(url: &str) -> PathBuf {
+    let path = url.trim_start_matches("sqlite:").trim_start_matches("//").split('?').next().unwrap_or_default();
+    let path = percent_decode(path);
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
 /// Undoes what a URL does to a path: `%20` is a space.

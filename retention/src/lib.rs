@@ -29,3 +29,4 @@ pub mod store;
 pub mod stray;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod turn;

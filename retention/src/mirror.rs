@@ -17,6 +17,7 @@ use crate::keydb::{DbError, KeyDb, Write, numbered, on, push_tuples};
 use crate::ledger::Destruction;
 use crate::outbox::{self, Outgoing};
 use crate::store::{EventLog, Extent, OutboxRecord, StoreError};
+use crate::turn::Turn;
 
 /// The topic of the mirror: kind and name.
 pub const TOPIC: &str = "privacy.erased";
@@ -168,6 +169,7 @@ pub enum MirrorError {
 /// # Errors
 /// [`MirrorError`]: a backup made since the last time it worked may be restored unnoticed.
 pub async fn publish(db: &KeyDb, log: &dyn EventLog) -> Result<(), MirrorError> {
+    let _turn = Turn::wait(db).await?;
     let record = advance(db).await?;
     log.publish(std::slice::from_ref(&record)).await?;
     Ok(())

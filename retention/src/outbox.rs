@@ -1,13 +1,14 @@
 //! The transactional outbox: a record is written in the transaction of what it tells, and goes to its topic afterwards.
 //!
 //! Invariants: nothing is published that was not committed; nothing committed is forgotten; a record may be published twice after a
-//! crash, so every value names its case, key or sequence number.
+//! crash, so every value names its case, key or sequence number; one process at a time publishes, in order.
 
 use sqlx::Row;
 
 use crate::keydb::{DbError, KeyDb, ROWS_PER_STATEMENT, Write, numbered, on, push_tuples};
 use crate::mirror;
 use crate::store::{EventLog, OutboxRecord, StoreError};
+use crate::turn::Turn;
 
 /// A record to be published: topic kind and name, key, JSON value (`None`: tombstone).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +93,11 @@ pub enum DrainError {
 pub async fn drain(db: &KeyDb, log: &dyn EventLog) -> Result<u64, DrainError> {
     const BATCH: i64 = 1000;
     let mut count = 0;
+    if waiting(db, 1).await?.is_empty() {
+        return Ok(count);
+    }
+    // Read before it was another's turn, they would be published behind what that one told of the same keys.
+    let _turn = Turn::wait(db).await?;
     loop {
         let records = waiting(db, BATCH).await?;
         if records.is_empty() {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sunder::kafka::{Kafka, KafkaSettings};
 
 use super::door::Door;
+use super::rotation::Bao;
 use super::running::{Running, SHOWN_WITHIN};
 use super::story::assert_counts;
 use super::world::{Ended, Services, Stores, World};
@@ -260,19 +261,25 @@ async fn a_database_gone_during_a_run_is_waited_for_and_nothing_is_lost() {
     assert_counts(&world).await;
 }
 
-/// The network swallows what is on its way, and gives no error: what waits for an answer is called off, and done anew.
+/// The network swallows what is on its way to any neighbour, and gives no error: what waits for an answer is called off, and done anew.
 #[tokio::test(flavor = "multi_thread")]
-async fn databases_that_fall_silent_during_a_run_are_asked_anew_and_nothing_is_lost() {
-    let Some(services) = Services::from_env() else { return };
+async fn neighbours_that_fall_silent_during_a_run_are_asked_anew_and_nothing_is_lost() {
+    let (Some(services), Some(bao)) = (Services::from_env(), Bao::from_env().await) else { return };
     let Some(postgres) = &services.postgres else { return };
     let address = postgres.split('@').next_back().and_then(|rest| rest.split('/').next()).expect("host and port").to_owned();
-    let door = Door::to(&address);
-    let behind = Services { postgres: Some(postgres.replace(&address, &door.address())), ..services.clone() };
-    let world = World::start(&behind, Stores::Postgres, 2, orders(1_500), 43, "none").await;
+    let (databases, broker, keys) = (Door::to(&address), Door::to(&services.kafka), Door::to(bao.address()));
+    let postgres = Some(postgres.replace(&address, &databases.address()));
+    let behind = Services { postgres, kafka: broker.address(), ..services.clone() };
+    let mut world = World::start(&behind, Stores::Postgres, 2, orders(1_500), 43, "none").await;
+    bao.give(&mut world, &keys);
+    let api = Door::to(world.simulator.address());
+    let text = std::fs::read_to_string(world.config()).expect("config");
+    std::fs::write(world.config(), text.replace(world.simulator.address(), &api.address())).expect("write");
+    let doors = [databases, broker, keys, api];
     world.run(&["topics", "apply", "--json"]).expect(0);
     let running = Running::start(&world).await;
     running.until_metric("sunder_sink_rows_written_total", 200.0).await;
-    door.swallow();
+    doors.iter().for_each(Door::swallow);
     let all = world.simulator.truth().await["totals"]["orders"].to_string();
     let started = Instant::now();
     let stored = async || warehouse(&world, "SELECT CAST(count(*) AS TEXT) FROM orders").await[0][0].clone().expect("a count");

@@ -11,7 +11,7 @@ use super::story::assert_counts;
 use super::world::{Ended, Services, Stores, World, client};
 
 /// A transit key of one test.
-struct Bao {
+pub(super) struct Bao {
     base: String,
     token: String,
     key: String,
@@ -20,7 +20,7 @@ struct Bao {
 impl Bao {
     /// From the variables that `scripts/services env` prints. In CI their absence is a failure; elsewhere it is said loudly.
     #[expect(clippy::disallowed_methods, reason = "tests find their services by environment variables")]
-    async fn from_env() -> Option<Self> {
+    pub(super) async fn from_env() -> Option<Self> {
         let (Ok(base), Ok(token)) = (std::env::var("SUNDER_TEST_OPENBAO"), std::env::var("SUNDER_TEST_OPENBAO_TOKEN")) else {
             assert!(std::env::var("CI").is_err(), "SUNDER_TEST_OPENBAO is not set: CI needs scripts/services");
             eprintln!("NOT RUN: no OpenBao. Start it with `scripts/services start`, then `eval \"$(scripts/services env)\"`.");
@@ -30,6 +30,11 @@ impl Bao {
         let (status, _) = bao.call("keys", Some(json!({}))).await;
         assert_eq!(status, 200, "a key is made");
         Some(bao)
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> &str {
+        self.base.trim_start_matches("http://")
     }
 
     /// Asks the engine itself; status and body.
@@ -44,7 +49,7 @@ impl Bao {
     }
 
     /// Has `world` use it, through `door`.
-    fn give(&self, world: &mut World, door: &Door) {
+    pub(super) fn give(&self, world: &mut World, door: &Door) {
         let token = world.folder.path().join("bao.token");
         std::fs::write(&token, &self.token).expect("written");
         let signer = world.folder.path().join("a.signer").display().to_string();
@@ -112,7 +117,7 @@ async fn rotated_under_load(stores: Stores, seed: u64) {
     const SELLERS: u64 = 3;
     let (Some(services), Some(bao)) = (Services::from_env(), Bao::from_env().await) else { return };
     let mut world = World::start(&services, stores, 3, orders(150), seed, "none").await;
-    let door = Door::to(bao.base.trim_start_matches("http://"));
+    let door = Door::to(bao.address());
     bao.give(&mut world, &door);
     world.run(&["topics", "apply", "--json"]).expect(0);
 
@@ -178,7 +183,7 @@ async fn keys_rotate_in_openbao_under_load_and_a_sellers_keys_are_destroyed_on_p
 async fn a_root_key_that_is_away_is_named_and_what_waited_for_it_goes_on() {
     let (Some(services), Some(bao)) = (Services::from_env(), Bao::from_env().await) else { return };
     let mut world = World::start(&services, Stores::Sqlite, 2, 40, 52, "none").await;
-    let door = Door::to(bao.base.trim_start_matches("http://"));
+    let door = Door::to(bao.address());
     bao.give(&mut world, &door);
     world.run(&["run", "--until-idle", "--json"]).expect(0);
     let picked = one_each(&world, 2).await;

@@ -248,6 +248,11 @@ impl Simulator {
         Self { child, base }
     }
 
+    /// Where it listens.
+    pub(super) fn address(&self) -> &str {
+        self.base.trim_start_matches("http://")
+    }
+
     pub(super) async fn get(&self, path: &str) -> String {
         let response = client().get(format!("{}{path}", self.base)).send().await.expect("simulator answers");
         assert!(response.status().is_success(), "{path}: {}", response.status());
