@@ -8,7 +8,7 @@ use sunder_retention::keys::{KeyError, Keyring};
 use sunder_retention::lease::Lease;
 use sunder_retention::ledger::SubjectState;
 use sunder_retention::mirror::{self, Generation, Mirrored, Standing};
-use sunder_retention::outbox;
+use sunder_retention::outbox::{self, Outgoing};
 use sunder_retention::restore::{self, KEYS_LOST, Restore};
 use sunder_retention::sellers::{self, SellerState};
 use sunder_retention::store::Extent;
@@ -18,6 +18,7 @@ use sunder_schemas::outcome::DropReason;
 use sunder_schemas::time::{ManualClock, Period};
 
 use crate::support::{PLAIN, candidate, destroy, destroy_to, order, seller};
+use crate::world::World;
 
 /// A key database on SQLite, what its log was told, and a copy of its file.
 struct Old {
@@ -240,5 +241,34 @@ async fn keys_that_nothing_has_alive_are_told_from_those_that_live() {
         let of = |n: usize| [entities[n].clone()].into_iter().collect();
         assert_eq!(restore::sealed_again(db.keyring.db(), &entities).await.unwrap(), of(0), "{}", db.engine);
         assert_eq!(restore::erased(db.keyring.db(), &entities).await.unwrap(), of(1), "{}", db.engine);
+    }
+}
+
+/// What two told side by side came in either order: a weaker erasure behind a stronger one of the same order, an older generation last.
+#[tokio::test]
+async fn two_that_tell_the_log_at_once_tell_each_record_once_and_in_order() {
+    for world in World::all().await {
+        let (one, other) = (world.ring.db().clone(), world.process().db().clone());
+        outbox::drain(&one, &*world.log).await.unwrap();
+        world.log.lock().published.clear();
+        let told: Vec<String> = (0..50).map(|n| format!("k{n}")).collect();
+        for key in &told {
+            let mut tx = one.begin_write().await.unwrap();
+            let record = Outgoing { topic: "privacy.requests", key: key.clone(), value: None };
+            outbox::push(&mut tx, &[record]).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+        let drained = tokio::join!(outbox::drain(&one, &*world.log), outbox::drain(&other, &*world.log));
+        assert_eq!(drained.0.unwrap() + drained.1.unwrap(), 50);
+        tokio::try_join!(mirror::publish(&one, &*world.log), mirror::publish(&other, &*world.log)).unwrap();
+        let published = world.log.lock().published.clone();
+        let keys: Vec<String> = published.iter().filter(|r| r.topic != mirror::TOPIC).map(|r| r.key.clone()).collect();
+        assert_eq!(keys, told);
+        let generations: Vec<i64> = published
+            .iter()
+            .filter_map(|r| Mirrored::read(r.key.as_bytes(), r.value.as_deref().map(str::as_bytes)).unwrap())
+            .map(|mirrored| if let Mirrored::Generation(generation) = mirrored { generation.generation } else { i64::MIN })
+            .collect();
+        assert!(generations.len() >= 3 && generations.is_sorted_by(|a, b| a < b), "{generations:?}");
     }
 }
