@@ -9,10 +9,11 @@ use sunder_schemas::class::Family;
 use sunder_schemas::ids::Partition;
 use sunder_schemas::topic::{Profile, Topic};
 
+use super::awaited::until;
 use super::brokers::{Cluster, turn};
 use super::cluster::{case, keys, open_case, some_orders, world_on};
 use super::extent::log_of;
-use super::naming::{alter, comes_to_rest, opens, until};
+use super::naming::{alter, comes_to_rest, opens};
 use super::orders;
 use super::world::World;
 
@@ -37,11 +38,11 @@ async fn outlive_tombstones(world: &World, cluster: &Cluster) {
             batch.send(OutRecord { topic: &topic, partition, key: &key, value: None, headers: &[] }).expect("sent");
         }
         batch.acked_blocking().expect("acknowledged");
-        until(DONE_WITHIN, "no tombstone", || {
+        runtime.block_on(until(DONE_WITHIN, "no tombstone", async || {
             // Each ends a segment; the cleaner takes a tombstone in a pass after the one that stamped it.
-            runtime.block_on(log.beat(&[PERSONAL])).expect("a record on every partition");
+            log.beat(&[PERSONAL]).await.expect("a record on every partition");
             tombstones(&log, &topic).is_empty()
-        });
+        }));
     });
     gone.await.expect("tombstones go");
     world.run(&["topics", "apply", "--json"]).expect(0);
@@ -111,7 +112,7 @@ async fn a_replica_away_for_longer_than_tombstones_are_kept_is_found_by_its_read
 
     // Back after the tombstones: the open case finds it there, tombstones it again, and only then has its certificate.
     cluster.start_again(AWAY);
-    comes_to_rest(&world);
+    comes_to_rest(&world).await;
     let shown = case(&world, &id);
     assert_eq!(shown["state"], "certified", "{shown:#}");
     let events = shown["events"].as_array().expect("events");
@@ -125,13 +126,14 @@ async fn a_replica_away_for_longer_than_tombstones_are_kept_is_found_by_its_read
     replicas.iter().for_each(|replica| copy(&copy_of(replica), replica));
     cluster.start_again(AWAY);
     assert!(!left().is_empty(), "the disk of then has the value");
-    until(DONE_WITHIN, "the value is found", || {
+    until(DONE_WITHIN, "the value is found", async || {
         let proved = world.run(&["verify", "--all", "--json"]).expect(3);
         let of_case = proved.as_array().expect("cases").iter().find(|proof| proof["case"] == id.as_str()).expect("the case").clone();
         assert_eq!(of_case["holds"], false, "{of_case:#}");
         of_case["mended"] == true && of_case["reason"].as_str().is_some_and(|why| why.contains("on broker 3"))
-    });
-    until(DONE_WITHIN, "a proof of all that holds", || world.run(&["verify", "--all", "--json"]).code == Some(0));
+    })
+    .await;
+    until(DONE_WITHIN, "a proof of all that holds", async || world.run(&["verify", "--all", "--json"]).code == Some(0)).await;
     assert_eq!(left(), Vec::<String>::new());
     assert_eq!(case(&world, &id)["state"], "certified");
 }

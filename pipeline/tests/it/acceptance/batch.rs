@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use super::awaited::until;
 use super::brokers::{Cluster, turn};
 use super::cluster::{case, keys, some_orders};
-use super::naming::{opens, until};
+use super::naming::opens;
 use super::orders;
 use super::running::Running;
 use super::world::{Services, Stores, World};
@@ -32,15 +33,15 @@ async fn many_orders_are_erased_at_once_and_a_broker_that_dies_meanwhile_holds_t
     let running = Running::start(&world).await;
     let erase = ["erase", "--seller", &seller, "--orders-file", "due.txt", "--reason", "amazon-request", "--json"];
     let id = world.run(&erase).expect(0)["id"].as_str().expect("id").to_owned();
-    until(STEP, "keys are destroyed", || case(&world, &id)["keys_destroyed_at"].is_string());
+    until(STEP, "keys are destroyed", async || case(&world, &id)["keys_destroyed_at"].is_string()).await;
     cluster.kill(2);
-    until(STEP, "the broker is named", || case(&world, &id)["blocked_by"].as_str().is_some_and(|why| why.contains("broker 2")));
+    until(STEP, "the broker is named", async || case(&world, &id)["blocked_by"].as_str().is_some_and(|why| why.contains("broker 2"))).await;
     assert_ne!(case(&world, &id)["state"], "certified");
     world.run(&["certificate", &id, "--out", "never", "--json"]).expect(3);
 
     cluster.start_again(2);
     let mut told = String::new();
-    until(STEP, "certified", || {
+    until(STEP, "certified", async || {
         let shown = case(&world, &id);
         let now = format!("{}: {}", shown["state"], shown["blocked_by"]);
         if now != told {
@@ -48,7 +49,8 @@ async fn many_orders_are_erased_at_once_and_a_broker_that_dies_meanwhile_holds_t
             told = now;
         }
         shown["state"] == "certified"
-    });
+    })
+    .await;
     running.stop();
     let shown = case(&world, &id);
     assert_eq!(shown["subjects"], due.len(), "{shown:#}");

@@ -82,7 +82,7 @@ async fn a_broker_that_is_away_blocks_a_case_by_name_and_its_return_completes_it
     assert!(checked(&world, &["broker 3"]), "check names the broker");
 
     cluster.start_again(3);
-    comes_to_rest(&world);
+    comes_to_rest(&world).await;
     for id in &cases {
         let case = case(&world, id);
         assert_eq!(case["state"], "certified", "{case:#}");

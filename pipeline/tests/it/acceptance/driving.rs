@@ -8,9 +8,10 @@ use clap::CommandFactory;
 use serde_json::{Value, json};
 use sunder::kafka::{Kafka, KafkaSettings};
 
+use super::awaited::{SHOWN_WITHIN, until};
 use super::door::Door;
 use super::orders;
-use super::running::{Running, SHOWN_WITHIN, log_of};
+use super::running::{Running, log_of};
 use super::story::assert_counts;
 use super::world::{Services, Stores, World, kill, terminate};
 
@@ -223,10 +224,7 @@ async fn a_wait_on_a_blocked_case_ends_before_its_limit_and_names_the_block() {
     let waiting = world.command(&erase).spawn().expect("starts");
     // Its own start looked at the topics already: from here on the case meets the drift.
     let started = Instant::now();
-    while !log_of(&world).contains("case opened") {
-        assert!(started.elapsed() < SHOWN_WITHIN, "no case");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(SHOWN_WITHIN, "the case", async || log_of(&world).contains("case opened")).await;
     kafka.set_settings(&topic, vec![("delete.retention.ms".to_owned(), "1000".to_owned())]).await.expect("set");
     let output = waiting.wait_with_output().expect("wait");
     assert!(started.elapsed() < ENDS_WITHIN, "{:?}", started.elapsed());
@@ -235,10 +233,8 @@ async fn a_wait_on_a_blocked_case_ends_before_its_limit_and_names_the_block() {
     assert!(case["blocked_by"].as_str().is_some_and(|why| why.contains(&topic) && why.contains("delete.retention.ms")), "{case:#}");
     world.run(&["topics", "apply", "--json"]).expect(0);
     let id = case["id"].as_str().expect("id");
-    let started = Instant::now();
-    while world.run(&["cases", id, "--json"]).expect(0)["state"] != "certified" {
-        assert!(started.elapsed() < SHOWN_WITHIN, "mended, it goes on by itself");
-    }
+    until(SHOWN_WITHIN, "mended, it goes on by itself", async || world.run(&["cases", id, "--json"]).expect(0)["state"] == "certified")
+        .await;
     all.stop();
 }
 
@@ -272,11 +268,7 @@ async fn a_second_signal_ends_at_once_what_the_first_one_drains() {
     // Without Kafka there is nobody to drain to, and so time for the second signal.
     door.shut();
     terminate(running.id());
-    let started = Instant::now();
-    while !log_of(&world).contains("a second signal ends at once") {
-        assert!(started.elapsed() < SHOWN_WITHIN, "the first signal is not answered");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(SHOWN_WITHIN, "an answer to the first signal", async || log_of(&world).contains("a second signal ends at once")).await;
     let started = Instant::now();
     terminate(running.id());
     let (code, printed) = running.ended();

@@ -6,9 +6,10 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
 use sunder::kafka::{Kafka, KafkaSettings};
 
+use super::awaited::{SHOWN_WITHIN, until};
 use super::door::Door;
 use super::rotation::Bao;
-use super::running::{Running, SHOWN_WITHIN};
+use super::running::Running;
 use super::story::assert_counts;
 use super::world::{Ended, Services, Stores, World};
 use super::{assert_no_leak, orders, read_log, warehouse};
@@ -281,12 +282,8 @@ async fn neighbours_that_fall_silent_during_a_run_are_asked_anew_and_nothing_is_
     running.until_metric("sunder_sink_rows_written_total", 200.0).await;
     doors.iter().for_each(Door::swallow);
     let all = world.simulator.truth().await["totals"]["orders"].to_string();
-    let started = Instant::now();
     let stored = async || warehouse(&world, "SELECT CAST(count(*) AS TEXT) FROM orders").await[0][0].clone().expect("a count");
-    while stored().await != all {
-        assert!(started.elapsed() < SHOWN_WITHIN, "{} of {all} orders", stored().await);
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    until(SHOWN_WITHIN, "all orders in the warehouse", async || stored().await == all).await;
     running.until(200, "ok").await;
     running.stop();
     world.run(&["run", "--until-idle", "--json"]).expect(0);

@@ -2,6 +2,7 @@
 //! the promises.
 
 mod aged;
+mod awaited;
 mod away;
 mod batch;
 mod brokers;

@@ -1,6 +1,6 @@
 //! What keeps a case from its certificate is named by `cases` and `check`, for as long as it lasts; mended, the case completes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
@@ -8,6 +8,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 
+use super::awaited::until;
 use super::brokers::{Cluster, turn};
 use super::cluster::{case, checked, open_case, some_orders};
 use super::extent::{log_of, values_of};
@@ -34,23 +35,15 @@ pub(super) fn opens(world: &World, seller: &str, order: &str) -> String {
     world.run(&args).json["state"].as_str().expect("a state").to_owned()
 }
 
-/// Looks until `done`; fails with `what` after `most`.
-pub(super) fn until(most: Duration, what: &str, mut done: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < most, "not within {most:?}: {what}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
-}
-
 /// `run --until-idle` ends with 0. On a machine that has too much to do, brokers that were just started let a case wait for longer than
 /// such a run does; then it says what the case waits for, and goes on when it is called again.
-pub(super) fn comes_to_rest(world: &World) {
-    until(DONE_WITHIN, "a run that has nothing left to do", || {
+pub(super) async fn comes_to_rest(world: &World) {
+    until(DONE_WITHIN, "a run that has nothing left to do", async || {
         let ended = world.run(&["run", "--until-idle", "--json"]);
         assert!(matches!(ended.code, Some(0 | 3)), "exit {:?}: {} {}", ended.code, ended.what, ended.log_tail);
         ended.code == Some(0)
-    });
+    })
+    .await;
 }
 
 /// The case does not certify, and `cases` and `check` say all of `words`.
@@ -63,8 +56,8 @@ fn assert_named(world: &World, id: &str, words: &[&str]) {
     world.run(&["certificate", id, "--out", "never", "--json"]).expect(3);
 }
 
-fn assert_completes(world: &World, id: &str) -> Value {
-    comes_to_rest(world);
+async fn assert_completes(world: &World, id: &str) -> Value {
+    comes_to_rest(world).await;
     let shown = case(world, id);
     assert_eq!(shown["state"], "certified", "{shown:#}");
     assert_eq!(shown["gone_by"], Value::Null, "{shown:#}");
@@ -88,9 +81,9 @@ async fn an_idle_topic_is_named_and_its_heartbeats_complete_the_case() {
     let Some(services) = Services::from_env() else { return };
     let (world, seller, order) = world_with_order(&services, 31).await;
     let id = open_case(&world, &seller, &order);
-    until(NAMED_WITHIN, "idle partitions", || checked(&world, &["heartbeats are missing", ".v1["]));
+    until(NAMED_WITHIN, "idle partitions", async || checked(&world, &["heartbeats are missing", ".v1["])).await;
     assert_named(&world, &id, &["no process with the role `retain` runs", "heartbeats"]);
-    assert_completes(&world, &id);
+    assert_completes(&world, &id).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,7 +106,7 @@ async fn an_open_transaction_is_named_and_its_end_completes_the_case() {
     world.run(&["run", "--until-idle", "--json"]).expect(3);
     assert_named(&world, &id, &["an open transaction", &format!("{topic}[0]")]);
     producer.abort_transaction(DONE_WITHIN).expect("abort");
-    assert_completes(&world, &id);
+    assert_completes(&world, &id).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,7 +126,7 @@ async fn an_altered_setting_is_named_and_the_declared_one_completes_the_case() {
     world.run(&["run", "--until-idle", "--json"]).expect(3);
     assert_named(&world, id, &["topic settings drifted", &topic, "cleanup.policy"]);
     world.run(&["topics", "apply", "--json"]).expect(0);
-    assert_completes(&world, id);
+    assert_completes(&world, id).await;
 }
 
 /// A foreign producer with another partitioner: a value that our tombstone never meets, and a tombstone that meets no value.
@@ -175,7 +168,7 @@ async fn what_another_partitioner_put_elsewhere_is_found_named_and_removed() {
     assert!(!values.is_empty());
 
     let id = open_case(&world, &seller, &order);
-    let shown = assert_completes(&world, &id);
+    let shown = assert_completes(&world, &id).await;
     let events = shown["events"].as_array().expect("events");
     let found = events.iter().find(|event| event["step"] == "found_again").unwrap_or_else(|| panic!("it is named: {shown:#}"));
     assert!(found["evidence"].to_string().contains(&format!("{}.pii.orders.v1[", world.prefix)), "{found:#}");
@@ -199,7 +192,7 @@ async fn what_another_partitioner_put_elsewhere_is_found_named_and_removed() {
     written.await.expect("written");
     let proved = world.run(&["verify", "--all", "--json"]).expect(3);
     assert!(proved[0]["holds"] == false && proved[0]["mended"] == true, "{proved:#}");
-    until(DONE_WITHIN, "a proof of all that holds", || world.run(&["verify", "--all", "--json"]).code == Some(0));
+    until(DONE_WITHIN, "a proof of all that holds", async || world.run(&["verify", "--all", "--json"]).code == Some(0)).await;
     assert_eq!(case(&world, &id)["state"], "certified");
 }
 
@@ -245,11 +238,11 @@ async fn a_damaged_segment_is_named_with_its_remedy_and_the_remedy_completes_the
     world.run(&["run", "--until-idle", "--json"]).expect(3);
     assert!(checked(&world, &[&topic, "cleanup.policy is delete"]));
     let folder = cluster.data(1).join(format!("{topic}-{partition}"));
-    until(DONE_WITHIN, "an emptied partition", || !folder.join("00000000000000000000.log").exists() && is_empty(&folder));
+    until(DONE_WITHIN, "an emptied partition", async || !folder.join("00000000000000000000.log").exists() && is_empty(&folder)).await;
     world.run(&["topics", "apply", "--json"]).expect(0);
     cluster.stop(1);
     cluster.start_again(1);
-    assert_completes(&world, &id);
+    assert_completes(&world, &id).await;
 }
 
 /// Whether no segment of `folder` has a record.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use sunder_schemas::time::{Clock as _, SystemClock};
 
-use super::running::{Running, SHOWN_WITHIN, log_of};
+use super::awaited::{SHOWN_WITHIN, until};
+use super::running::{Running, log_of};
 use super::story::assert_counts;
 use super::warehouse;
 use super::world::{Services, Stores, World, kill};
@@ -114,15 +115,6 @@ async fn a_replay_brings_the_same_rows_and_nothing_that_was_erased_on_postgres()
     a_replay_brings_the_same_rows_and_nothing_that_was_erased(Stores::Postgres).await;
 }
 
-/// Polls until `seen` says so.
-async fn until(what: &str, mut seen: impl AsyncFnMut() -> bool) {
-    let started = Instant::now();
-    while !seen().await {
-        assert!(started.elapsed() < SHOWN_WITHIN, "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 fn replay(world: &World, sink: &str) -> Child {
     world.command(&["replay", "--sink", sink, "--json"]).spawn().expect("sunder starts")
 }
@@ -150,12 +142,12 @@ async fn erased_meanwhile(world: &World, sink: &str, flags: &[&str]) {
     let mut held = brake.begin().await.expect("begin");
     sqlx::raw_sql("LOCK TABLE sink_offset IN ROW EXCLUSIVE MODE").execute(&mut *held).await.expect("lock");
     let building = replay(world, sink);
-    until("the replay reaches its switch", async || is_awaited(&mut observer, "sink_offset").await).await;
+    until(SHOWN_WITHIN, "the replay reaches its switch", async || is_awaited(&mut observer, "sink_offset").await).await;
 
     let erase = ["erase", "--seller", &seller, "--order", &order, "--reason", "buyer-request", "--wait", "--json"];
     let mut erasing = world.command(&[&erase, flags].concat()).spawn().expect("sunder starts");
     let mut case = Value::Null;
-    until("the case says that it waits for the replay", async || {
+    until(SHOWN_WITHIN, "the case says that it waits for the replay", async || {
         let cases = world.run(&["cases", "--json"]).expect(0);
         let open = cases.as_array().expect("cases").iter().find(|case| case["state"] != "certified").cloned();
         case = open.unwrap_or_default();
@@ -214,7 +206,7 @@ async fn kill_in_the_middle(world: &World) {
         let mut held = brake.begin().await.expect("begin");
         sqlx::raw_sql("LOCK TABLE order_items IN SHARE MODE").execute(&mut *held).await.expect("lock");
         let mut building = replay(world, "warehouse");
-        until("the replay stands in its switch", async || is_awaited(&mut observer, "order_items").await).await;
+        until(SHOWN_WITHIN, "the replay stands in its switch", async || is_awaited(&mut observer, "order_items").await).await;
         kill(building.id());
         assert_eq!(building.wait().expect("wait").code(), None);
         held.rollback().await.expect("rollback");
@@ -227,7 +219,7 @@ async fn kill_in_the_middle(world: &World) {
         )
         .await;
         let mut building = replay(world, "warehouse");
-        until("the replay stands in its switch", async || is_left(world).await && is_written(world).await).await;
+        until(SHOWN_WITHIN, "the replay stands in its switch", async || is_left(world).await && is_written(world).await).await;
         kill(building.id());
         assert_eq!(building.wait().expect("wait").code(), None);
         damage(world, "DROP TRIGGER brake; DROP VIEW endless").await;
@@ -260,7 +252,7 @@ async fn a_replay_killed_in_the_middle_changes_nothing(stores: Stores) {
     // So does the next replay, once the killed one's lease is over.
     kill_in_the_middle(&world).await;
     assert!(is_left(&world).await);
-    until("the next replay ends", async || {
+    until(SHOWN_WITHIN, "the next replay ends", async || {
         let code = world.run(&["replay", "--sink", "warehouse", "--json"]).code;
         assert!(matches!(code, Some(0 | 1)), "{code:?}");
         code == Some(0)

@@ -5,11 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::awaited::{SHOWN_WITHIN, found, until};
 use super::world::{World, client, last_words, terminate};
 
-/// How long a state of a running process may take to show (chosen: far above what any needs, on a machine
-/// that does much else).
-pub(super) const SHOWN_WITHIN: Duration = Duration::from_secs(300);
 /// Within this a process that is told to stop has drained: the bound of the program's own (`run`: 90 s), which it must not need, and more
 /// would be its kill.
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
@@ -34,35 +32,25 @@ impl Running {
         let args = [&["run", "--json"], roles, serving].concat();
         let before = log_of(world).lines().count();
         let child = world.command(&args).spawn().expect("sunder starts");
-        let started = Instant::now();
-        let health = loop {
+        let health = found(SHOWN_WITHIN, "it serves", async || {
             let log = log_of(world);
-            let line = log.lines().skip(before).find(|line| line.contains("serving /livez"));
-            let address =
-                line.and_then(|line| serde_json::from_str::<Value>(line).ok()).and_then(|l| Some(l["address"].as_str()?.to_owned()));
-            if let Some(address) = address {
-                break format!("http://{address}");
-            }
-            assert!(started.elapsed() < SHOWN_WITHIN, "it does not serve");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        };
+            let line = log.lines().skip(before).find(|line| line.contains("serving /livez"))?;
+            Some(format!("http://{}", serde_json::from_str::<Value>(line).ok()?["address"].as_str()?))
+        })
+        .await;
         Self { child, health, log: world.folder.path().join("log.txt") }
     }
 
     /// Waits until `/readyz` answers with `status` and names `word`; `/livez` answers all the time.
     pub(super) async fn until(&self, status: u16, word: &str) {
-        let started = Instant::now();
-        loop {
+        until(SHOWN_WITHIN, &format!("/readyz says {status} and {word}"), async || {
             let live = client().get(format!("{}/livez", self.health)).send().await.expect("it is alive");
             assert!(live.status().is_success());
             let ready = client().get(format!("{}/readyz", self.health)).send().await.expect("it is alive");
             let (found, text) = (ready.status().as_u16(), ready.text().await.expect("text"));
-            if found == status && text.contains(word) {
-                return;
-            }
-            assert!(started.elapsed() < SHOWN_WITHIN, "/readyz stays {found}: {text}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+            found == status && text.contains(word)
+        })
+        .await;
     }
 
     /// SIGTERM: it drains and ends with 0 and its report.
@@ -84,16 +72,12 @@ impl Running {
 
     /// Waits until the metrics have a line that begins with `name` and a value above `above`.
     pub(super) async fn until_metric(&self, name: &str, above: f64) {
-        let started = Instant::now();
-        loop {
+        until(SHOWN_WITHIN, &format!("{name} above {above}"), async || {
             let text = client().get(format!("{}/metrics", self.health)).send().await.expect("it is alive").text().await.expect("text");
             let values = text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-            if values.sum::<f64>() > above {
-                return;
-            }
-            assert!(started.elapsed() < SHOWN_WITHIN, "{name} stays at or below {above}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            values.sum::<f64>() > above
+        })
+        .await;
     }
 
     /// The share of a core that it takes over `period`, in percent.
