@@ -170,8 +170,6 @@ pub struct KeyDb {
     pool: AnyPool,
     dialect: Dialect,
     seen: Arc<Seen>,
-    /// Of SQLite's file.
-    folder: PathBuf,
 }
 
 impl KeyDb {
@@ -182,7 +180,7 @@ impl KeyDb {
     pub async fn open(url: &str, password: Option<&SecretString>) -> Result<Self, DbError> {
         let seen = Arc::new(Seen::default());
         let (pool, dialect) = open_pool(url, password, &seen).await?;
-        let db = Self { pool, dialect, seen, folder: folder_of(url) };
+        let db = Self { pool, dialect, seen };
         db.migrate().await?;
         Ok(db)
     }
@@ -199,9 +197,10 @@ impl KeyDb {
         self.dialect
     }
 
-    /// The folder of SQLite's file.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
+    /// The folder of SQLite's file; of no use on PostgreSQL.
+    pub(crate) fn folder(&self) -> PathBuf {
+        let file = percent_decode(self.pool.connect_options().database_url.path());
+        file.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_path_buf)
     }
 
     /// What this process has seen of it.
@@ -389,13 +388,6 @@ fn make_private(path: &str) -> std::io::Result<()> {
     }
 }
 
-/// The folder of SQLite's file; of no use on PostgreSQL.
-fn folder_of(url: &str) -> PathBuf {
-    let path = url.trim_start_matches("sqlite:").trim_start_matches("//").split('?').next().unwrap_or_default();
-    let path = percent_decode(path);
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or_else(|| PathBuf::from("."), Path::to_path_buf)
-}
-
 /// Undoes what a URL does to a path: `%20` is a space.
 fn percent_decode(path: &str) -> PathBuf {
     let (mut out, mut rest) = (Vec::with_capacity(path.len()), path.as_bytes());
@@ -452,6 +444,7 @@ mod tests {
         let url = format!("sqlite://{}/the keys.db", folder.path().display());
         let db = KeyDb::open(&url, None).await.unwrap();
         db.ping().await.unwrap();
+        assert_eq!(db.folder(), folder.path());
         for entry in std::fs::read_dir(folder.path()).unwrap() {
             let mode = std::os::unix::fs::PermissionsExt::mode(&entry.unwrap().metadata().unwrap().permissions());
             assert_eq!(mode & 0o777, 0o600, "no file of the database is open to others");

@@ -4,7 +4,6 @@
 //! may stand here, since the ledger keeps them; a scan that does not find its control is void. On SQLite all files are read. On
 //! PostgreSQL the tables' files are read where this program may, and the write-ahead log is residual until backups have expired.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -16,6 +15,7 @@ use sunder_schemas::ids::KeyId;
 use sunder_schemas::private::SealedBlock;
 use sunder_schemas::time::Period;
 
+use crate::anchors::Anchors;
 use crate::keydb::{DbError, Dialect, on};
 use crate::keys::Keyring;
 use crate::store::{Control, FoundBlock, Needles, Place, Prove, Residual, ScanReport, StoreError};
@@ -24,8 +24,6 @@ use crate::store::{Control, FoundBlock, Needles, Place, Prove, Residual, ScanRep
 pub(crate) const STORE: &str = "keys";
 /// Bytes read at once. Chosen: large enough for the disk, small enough for memory.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Bytes by which a needle is recognised before it is compared whole.
-const PREFIX: usize = 8;
 /// On PostgreSQL the write-ahead log may hold a nulled key for this long even without backups (DESIGN section 5).
 const POSTGRES_RESIDUAL_MIN: Period = Period::days(1);
 
@@ -140,17 +138,10 @@ impl Prove for KeyFiles {
     }
 }
 
-/// A needle, and the control's index where it is one.
-type Needle = (Vec<u8>, Option<usize>);
-
-/// Several needles looked for at once.
+/// Several needles looked for at once: the place of the control where one is that.
 struct Search {
-    /// By their first bytes.
-    needles: HashMap<[u8; PREFIX], Vec<Needle>>,
-    /// Which values of a needle's first two bytes occur: rules out nearly every position at once.
-    starts: Vec<bool>,
+    needles: Anchors<Option<usize>>,
     controls: usize,
-    longest: usize,
 }
 
 struct Findings {
@@ -161,25 +152,10 @@ struct Findings {
 
 impl Search {
     fn new(needles: &Needles) -> Self {
-        let mut search = Self { needles: HashMap::new(), starts: vec![false; 1 << 16], controls: needles.controls.len(), longest: PREFIX };
-        for (index, key) in needles.controls.iter().enumerate() {
-            search.add(SealedBlock::header(*key).to_vec(), Some(index));
-        }
-        for bytes in &needles.bytes {
-            search.add(bytes.clone(), None);
-        }
-        search
-    }
-
-    fn add(&mut self, needle: Vec<u8>, control: Option<usize>) {
-        // A shorter needle than this says nothing; wrapped keys give 16 bytes, block headers 20.
-        let Some(prefix) = needle.first_chunk::<PREFIX>().copied() else { return };
-        self.longest = self.longest.max(needle.len());
-        let [a, b, ..] = prefix;
-        if let Some(start) = self.starts.get_mut(usize::from(u16::from_be_bytes([a, b]))) {
-            *start = true;
-        }
-        self.needles.entry(prefix).or_default().push((needle, control));
+        // Headers begin with the same four bytes.
+        let controls = needles.controls.iter().enumerate().map(|(index, key)| (SealedBlock::header(*key).to_vec(), 4, Some(index)));
+        let wrapped = needles.bytes.iter().map(|bytes| (bytes.clone(), 0, None));
+        Self { needles: Anchors::new(controls.chain(wrapped)), controls: needles.controls.len() }
     }
 
     fn files(&self, files: &[PathBuf]) -> std::io::Result<Findings> {
@@ -199,42 +175,30 @@ impl Search {
 
     fn file(&self, path: &Path, seen: &mut [bool], blocks: &mut Vec<FoundBlock>) -> std::io::Result<u64> {
         let mut file = File::open(path)?;
-        let mut buffer: Vec<u8> = Vec::with_capacity(CHUNK_BYTES + self.longest);
+        let mut buffer: Vec<u8> = Vec::with_capacity(CHUNK_BYTES + self.needles.longest());
         let mut length = 0u64;
         loop {
             let taken = Read::by_ref(&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut buffer)?;
             length += taken as u64;
             let start = length - buffer.len() as u64;
-            self.chunk(&buffer, |at, needle, control| match control {
-                Some(index) => seen.iter_mut().skip(index).take(1).for_each(|s| *s = true),
-                None => blocks.push(FoundBlock {
-                    place: format!("{}@{}", path.display(), start + at as u64),
-                    // A wrapped key does not say whose it is; the place does.
-                    key: KeyId([0; 16]),
-                    block: needle.to_vec(),
-                    is_buried: false,
-                }),
-            });
+            for hit in self.needles.each(&buffer) {
+                match hit.what {
+                    Some(index) => seen.iter_mut().skip(*index).take(1).for_each(|s| *s = true),
+                    None => blocks.push(FoundBlock {
+                        place: format!("{}@{}", path.display(), start + hit.at as u64),
+                        // A wrapped key does not say whose it is; the place does.
+                        key: KeyId([0; 16]),
+                        block: hit.needle.to_vec(),
+                        is_buried: false,
+                    }),
+                }
+            }
             if taken == 0 {
                 return Ok(length);
             }
             // A needle may lie across two chunks; keeping one byte less than the longest finds it once.
-            let keep = buffer.len().min(self.longest - 1);
+            let keep = buffer.len().min(self.needles.longest().saturating_sub(1));
             buffer.drain(..buffer.len() - keep);
-        }
-    }
-
-    fn chunk(&self, bytes: &[u8], mut found: impl FnMut(usize, &[u8], Option<usize>)) {
-        for (at, window) in bytes.windows(PREFIX).enumerate() {
-            let Some([a, b, ..]) = window.first_chunk::<PREFIX>() else { continue };
-            if !self.starts.get(usize::from(u16::from_be_bytes([*a, *b]))).copied().unwrap_or(false) {
-                continue;
-            }
-            for (needle, control) in self.needles.get(window).into_iter().flatten() {
-                if bytes.get(at..at + needle.len()).is_some_and(|b| b == needle.as_slice()) {
-                    found(at, needle, *control);
-                }
-            }
         }
     }
 }

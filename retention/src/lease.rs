@@ -245,6 +245,9 @@ pub async fn waiting_for(db: &KeyDb, epoch: i64) -> Result<i64, DbError> {
 /// Longest pause between two heartbeats: a case waits for every process to hear of its keys, however long the leases are (chosen; one
 /// small write a second and process).
 pub const BEAT_EVERY_MAX: Duration = Duration::from_secs(1);
+/// How often a process looks between two heartbeats whether keys were destroyed, or whether the work that it waited for is done (chosen:
+/// every reader is without them a few tenths of a second after they are destroyed; one read of one row).
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long a beat may take after the lease is over (chosen: a beat is a handful of statements).
 const BEAT_MAX: Duration = Duration::from_secs(30);
 
@@ -360,21 +363,24 @@ impl Lease {
         if done.rows_affected() == 1 { Ok(()) } else { Err(DbError::fixed("extend the lease", "process_unknown").into()) }
     }
 
-    /// Beats every third of the lease, at least every [`BEAT_EVERY_MAX`], until `stop` turns true, then gives the lease back.
+    /// Beats every third of the lease, at least every [`BEAT_EVERY_MAX`], and as soon as keys were destroyed, until `stop` turns true; then
+    /// gives the lease back.
     ///
     /// # Errors
     /// [`KeyError::Restored`] where the database was restored under this process; [`KeyError::Database`] where the lease could not be
     /// given back; it then ends by itself.
     pub async fn run(&self, mut stop: watch::Receiver<bool>) -> Result<(), KeyError> {
-        let mut ticks = tokio::time::interval((self.length / 3).clamp(Duration::from_millis(1), BEAT_EVERY_MAX));
+        let beats = (self.length / 3).clamp(Duration::from_millis(1), BEAT_EVERY_MAX);
+        let mut ticks = tokio::time::interval(beats.min(LOOK_EVERY));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut was_lost = false;
+        let (mut was_lost, mut beat) = (false, None::<Instant>);
         loop {
             tokio::select! {
                 // A sender that is gone means stop as well. The answer holds a lock and goes at once.
                 () = async { drop(stop.wait_for(|stopped| *stopped).await) } => return self.end().await,
-                _ = ticks.tick() => match self.beat_or_let_go().await {
-                    Ok(()) => was_lost = false,
+                _ = ticks.tick() => match self.beat_or_let_go(beat.is_none_or(|last| last.elapsed() >= beats)).await {
+                    Ok(None) => {}
+                    Ok(Some(began)) => (was_lost, beat) = (false, Some(began)),
                     Err(error @ KeyError::Restored) => return Err(error),
                     Err(error) if !was_lost => {
                         was_lost = true;
@@ -386,14 +392,30 @@ impl Lease {
         }
     }
 
-    /// A beat. Where the database hangs, every key leaves memory at the lease's end all the same.
-    async fn beat_or_let_go(&self) -> Result<(), KeyError> {
+    /// Whether a beat has something to learn or to acknowledge.
+    async fn has_news(&self) -> Result<bool, KeyError> {
+        let waits = self.pending.lock().unwrap_or_else(PoisonError::into_inner).map(|(_, generation)| generation);
+        if waits.is_some_and(|generation| self.keyring.gate().is_drained(generation)) {
+            return Ok(true);
+        }
+        Ok(ledger_epoch(self.keyring.db()).await? > self.keyring.erased().epoch())
+    }
+
+    /// A beat, where one `is_due` or there is something to tell; returns when it began. Where the database hangs, every key leaves memory at
+    /// the lease's end all the same.
+    async fn beat_or_let_go(&self, is_due: bool) -> Result<Option<Instant>, KeyError> {
         let over = async {
             while let Some(left) = self.keyring.lease_state().left() {
                 tokio::time::sleep(left).await;
             }
         };
-        let beat = self.beat();
+        let beat = async {
+            if !is_due && !self.has_news().await? {
+                return Ok(None);
+            }
+            let began = Instant::now();
+            self.beat().await.map(|()| Some(began))
+        };
         tokio::pin!(beat);
         tokio::select! {
             () = self.keyring.db().seen().until_older() => Err(self.let_go()),

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod admit;
+pub mod anchors;
 pub mod audit;
 pub mod buyer;
 pub mod case;

@@ -91,7 +91,7 @@ pub enum DrainError {
 /// # Errors
 /// [`DrainError`]: the rest waits for the next call.
 pub async fn drain(db: &KeyDb, log: &dyn EventLog) -> Result<u64, DrainError> {
-    const BATCH: i64 = 1000;
+    const BATCH: i64 = 5000;
     let mut count = 0;
     if waiting(db, 1).await?.is_empty() {
         return Ok(count);

@@ -12,6 +12,8 @@ use crate::keydb::{DbError, Dialect, KeyDb, Write, on};
 /// Waits for the turn, and lets go of it where its holder fell silent: its server ends a transaction that does nothing for so long. Both
 /// are chosen: a record waits for two minutes at most until Kafka has it (`message.timeout.ms`), and then fails.
 const LIMITS: &str = "SET LOCAL lock_timeout = '60s'; SET LOCAL idle_in_transaction_session_timeout = '300s'";
+/// What an error says was done.
+const ACTION: &str = "wait for the turn to tell the log";
 /// Another lock than that of the migrations.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(126943972910451)";
 /// How long to wait for it on SQLite (as `lock_timeout` of [`LIMITS`]), and how often to look.
@@ -33,7 +35,7 @@ impl Turn {
     /// # Errors
     /// [`DbError`]; of code `locked` where another holds it for too long.
     pub(crate) async fn wait(db: &KeyDb) -> Result<Self, DbError> {
-        let failed = on("wait for the turn to tell the log");
+        let failed = on(ACTION);
         match db.dialect() {
             Dialect::Postgres => {
                 let mut tx = db.begin_write().await?;
@@ -41,12 +43,11 @@ impl Turn {
                 tx.execute(LOCK).await.map_err(&failed)?;
                 Ok(Self::Postgres(tx))
             }
-            Dialect::Sqlite => Self::of_folder(db.folder()).await,
+            Dialect::Sqlite => Self::of_folder(&db.folder()).await,
         }
     }
 
     async fn of_folder(folder: &Path) -> Result<Self, DbError> {
-        const ACTION: &str = "wait for the turn to tell the log";
         let folder = File::open(folder).map_err(|_| DbError::fixed(ACTION, "folder_gone"))?;
         let began = Instant::now();
         loop {

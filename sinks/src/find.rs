@@ -4,14 +4,10 @@
 //! of a header (of the 18 bytes that encode without a remainder). Where business rows go too it looks for their pseudonyms, in the hex in
 //! which every table keeps them. Nothing here trusts an index or a column: bytes are compared.
 
-use std::collections::HashMap;
-
+use sunder_retention::anchors::Anchors;
 use sunder_retention::store::Needles;
 use sunder_schemas::ids::{EntityToken, KeyId};
 use sunder_schemas::private::SealedBlock;
-
-/// The shortest needle: shorter ones occur by chance.
-pub const NEEDLE_BYTES_MIN: usize = 8;
 
 /// Whose trace a hit is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,81 +32,36 @@ pub struct Hit {
 }
 
 /// All needles of a scan, prepared for one pass.
-pub struct Finder {
-    needles: Vec<(Vec<u8>, Trace)>,
-    by_prefix: HashMap<[u8; 3], Vec<usize>>,
-    /// One bit for each three-byte prefix that begins a needle: 2 MiB that turn most positions away without a hash.
-    prefixes: Vec<u64>,
-    longest: usize,
-}
+pub struct Finder(Anchors<Trace>);
 
 impl Finder {
-    /// Prepares `needles`; further byte strings shorter than [`NEEDLE_BYTES_MIN`] are left out.
+    /// Prepares `needles`; further byte strings shorter than [`ANCHOR_BYTES`](sunder_retention::anchors::ANCHOR_BYTES) are left out.
     #[must_use]
     pub fn new(needles: &Needles) -> Self {
-        let mut finder = Self { needles: Vec::new(), by_prefix: HashMap::new(), prefixes: vec![0; 1 << 18], longest: 0 };
-        for key in &needles.keys {
-            finder.add_key(*key, Trace::Erased(*key));
-        }
-        for key in &needles.controls {
-            finder.add_key(*key, Trace::Control(*key));
-        }
-        for (index, bytes) in needles.bytes.iter().enumerate() {
-            finder.add(bytes.clone(), Trace::Bytes(index));
-        }
-        for subject in &needles.gone {
-            finder.add(subject.token.to_hex().into_bytes(), Trace::Token(subject.token));
-        }
-        finder
-    }
-
-    fn add_key(&mut self, key: KeyId, trace: Trace) {
-        self.add(key.0.to_vec(), trace);
-        self.add(key.to_hex().into_bytes(), trace);
-        let header = SealedBlock::header(key);
-        self.add(base64(header.get(..18).unwrap_or_default()).into_bytes(), trace);
-    }
-
-    fn add(&mut self, needle: Vec<u8>, trace: Trace) {
-        if needle.len() < NEEDLE_BYTES_MIN {
-            return;
-        }
-        let Some(prefix) = needle.first_chunk::<3>().copied() else { return };
-        self.longest = self.longest.max(needle.len());
-        if let Some(word) = self.prefixes.get_mut(slot(prefix) / 64) {
-            *word |= 1 << (slot(prefix) % 64);
-        }
-        self.by_prefix.entry(prefix).or_default().push(self.needles.len());
-        self.needles.push((needle, trace));
+        let erased = needles.keys.iter().map(|key| (*key, Trace::Erased(*key)));
+        let controls = needles.controls.iter().map(|key| (*key, Trace::Control(*key)));
+        let keys = erased.chain(controls).flat_map(|(key, trace)| forms(key).map(|(form, anchor)| (form, anchor, trace)));
+        let bytes = needles.bytes.iter().enumerate().map(|(index, bytes)| (bytes.clone(), 0, Trace::Bytes(index)));
+        let gone = needles.gone.iter().map(|subject| (subject.token.to_hex().into_bytes(), 0, Trace::Token(subject.token)));
+        Self(Anchors::new(keys.chain(bytes).chain(gone)))
     }
 
     /// Length in bytes of the longest needle: pieces of a file must overlap by one less.
     #[must_use]
     pub const fn longest(&self) -> usize {
-        self.longest
+        self.0.longest()
     }
 
-    /// Every hit in `hay`, in order of position.
+    /// Every hit in `hay`.
     pub fn each<'a>(&'a self, hay: &'a [u8]) -> impl Iterator<Item = Hit> + 'a {
-        hay.windows(3).enumerate().flat_map(move |(at, window)| {
-            let candidates = match window.first_chunk::<3>() {
-                Some(prefix) if self.may_begin(*prefix) => self.by_prefix.get(prefix).map_or(&[][..], Vec::as_slice),
-                _ => &[],
-            };
-            candidates.iter().filter_map(move |index| {
-                let (needle, trace) = self.needles.get(*index)?;
-                hay.get(at..)?.starts_with(needle).then_some(Hit { trace: *trace, at })
-            })
-        })
-    }
-
-    fn may_begin(&self, prefix: [u8; 3]) -> bool {
-        self.prefixes.get(slot(prefix) / 64).is_some_and(|word| word & (1 << (slot(prefix) % 64)) != 0)
+        self.0.each(hay).map(|found| Hit { trace: *found.what, at: found.at })
     }
 }
 
-const fn slot([a, b, c]: [u8; 3]) -> usize {
-    ((a as usize) << 16) | ((b as usize) << 8) | c as usize
+/// The forms of a key id, each with the place from which on two of them differ: the base64 of every header begins with the same mark.
+fn forms(key: KeyId) -> [(Vec<u8>, usize); 3] {
+    let header = SealedBlock::header(key);
+    [(key.0.to_vec(), 0), (key.to_hex().into_bytes(), 0), (base64(header.get(..18).unwrap_or_default()).into_bytes(), 8)]
 }
 
 /// The sealed block around a hit of a bare key id at `at`: from its header to the end of `hay`, at most `max` bytes; empty where the

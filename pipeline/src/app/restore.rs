@@ -1,5 +1,5 @@
-//! Notices at start that the key database was restored from a backup or that its standby took over, and destroys again what was erased since, before anything is
-//! served.
+//! Notices at start that the key database was restored from a backup or that its standby took over, and destroys again what was erased
+//! since, before anything is served.
 
 use std::collections::BTreeMap;
 

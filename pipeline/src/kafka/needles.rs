@@ -1,21 +1,14 @@
-//! Looks for key ids in bytes, all at once: a filter over each position's first bytes, then a look-up.
+//! Looks for key ids in the bytes of records, all at once.
 //!
 //! Pure. A sealed block shows its key in its header; the bare key id is looked for as well, since a record may carry it beside the
 //! block. Cost: one pass over the bytes whatever the number of keys.
 
-use std::collections::HashSet;
-
+use sunder_retention::anchors::Anchors;
 use sunder_schemas::ids::KeyId;
 use sunder_schemas::private::{BLOCK_HEADER_LEN, BLOCK_OVERHEAD, SealedBlock};
 
-/// Bits of the filter: 2^20, so 128 KiB, and at 10 000 keys one position in a hundred is looked up.
-const FILTER_BITS: usize = 1 << 20;
-
 /// A set of key ids to look for.
-pub(crate) struct KeyFinder {
-    keys: HashSet<[u8; 16]>,
-    filter: Vec<u64>,
-}
+pub(crate) struct KeyFinder(Anchors<KeyId>);
 
 /// A key id that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,38 +20,17 @@ pub(crate) struct Hit {
     pub(crate) is_block: bool,
 }
 
-fn slot(window: &[u8]) -> usize {
-    // Key ids are random, so their first bytes are as good as a hash.
-    window.iter().take(3).fold(0usize, |slot, byte| (slot << 8) | usize::from(*byte)) % FILTER_BITS
-}
-
 impl KeyFinder {
     pub(crate) fn new(keys: impl IntoIterator<Item = KeyId>) -> Self {
-        let keys: HashSet<[u8; 16]> = keys.into_iter().map(|key| key.0).collect();
-        let mut filter = vec![0u64; FILTER_BITS / 64];
-        for key in &keys {
-            let slot = slot(key);
-            if let Some(word) = filter.get_mut(slot / 64) {
-                *word |= 1 << (slot % 64);
-            }
-        }
-        Self { keys, filter }
+        Self(Anchors::new(keys.into_iter().map(|key| (key.0.to_vec(), 0, key))))
     }
 
     /// Every key id in `bytes`, in order.
     pub(crate) fn find<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = Hit> + 'a {
-        bytes.windows(16).enumerate().filter_map(move |(at, window)| {
-            let slot = slot(window);
-            if self.filter.get(slot / 64).is_none_or(|word| word & (1 << (slot % 64)) == 0) {
-                return None;
-            }
-            let id: [u8; 16] = window.try_into().ok()?;
-            if !self.keys.contains(&id) {
-                return None;
-            }
-            let key = KeyId(id);
-            let is_block = at.checked_sub(4).and_then(|start| bytes.get(start..at + 16)) == Some(&SealedBlock::header(key)[..]);
-            Some(Hit { key, at, is_block })
+        self.0.each(bytes).map(|found| {
+            let (at, key) = (found.at, *found.what);
+            let header = at.checked_sub(4).and_then(|start| bytes.get(start..at + 16));
+            Hit { key, at, is_block: header == Some(&SealedBlock::header(key)[..]) }
         })
     }
 }

@@ -266,11 +266,9 @@ impl Engine {
                 Err(CaseError::Request("too many orders in one request: 100000 at the most"))
             }
             Scope::Orders(orders) => {
-                let mut subjects = Vec::with_capacity(orders.len());
-                for order in orders {
-                    let (fingerprint, token) = self.parts.keys.identify(&request.seller, order).await?;
-                    subjects.push(Listed { fingerprint, token, keys: Vec::new() });
-                }
+                let known = self.parts.keys.identify(&request.seller, orders).await?;
+                let mut subjects: Vec<_> =
+                    known.into_iter().map(|(fingerprint, token)| Listed { fingerprint, token, keys: Vec::new() }).collect();
                 subjects.sort();
                 subjects.dedup();
                 Ok(("listed", scope::with_keys(&self.parts.db, subjects).await?))
@@ -358,11 +356,19 @@ impl Engine {
             let mut again = LOOK_AGAIN;
             match result {
                 Ok(cases) => {
+                    let mut is_blocked = false;
                     for (case_id, progress) in cases {
-                        if let Progress::Blocked { why } = progress {
-                            tracing::warn!(%case_id, why, "case is blocked");
-                            again = BLOCKED_AGAIN;
+                        match progress {
+                            Progress::Blocked { why } => {
+                                tracing::warn!(%case_id, why, "case is blocked");
+                                is_blocked = true;
+                            }
+                            Progress::Waiting { again: soon, .. } => again = again.min(soon),
+                            Progress::Done => {}
                         }
+                    }
+                    if is_blocked {
+                        again = BLOCKED_AGAIN;
                     }
                 }
                 Err(error) => {

@@ -25,11 +25,11 @@ use crate::store::EventLog;
 /// What a case needs of the keys.
 #[async_trait]
 pub trait Keys: Send + Sync {
-    /// What the ledger and the stores call an order; neither reveals it.
+    /// What the ledger and the stores call `orders`, in their order; neither reveals them.
     ///
     /// # Errors
     /// [`CaseError`].
-    async fn identify(&self, seller: &SellerId, order: &OrderId) -> Result<(Fingerprint, EntityToken), CaseError>;
+    async fn identify(&self, seller: &SellerId, orders: &[OrderId]) -> Result<Vec<(Fingerprint, EntityToken)>, CaseError>;
 
     /// The sellers with subjects whose deadline has come at `now`.
     ///
@@ -177,13 +177,15 @@ fn stand_in(fingerprint: Fingerprint) -> EntityToken {
 
 #[async_trait]
 impl Keys for RingKeys {
-    async fn identify(&self, seller: &SellerId, order: &OrderId) -> Result<(Fingerprint, EntityToken), CaseError> {
-        if let Named { fingerprint: Some(fingerprint), token } = names::name(&self.ring, seller, order).await? {
-            return Ok((fingerprint, token.unwrap_or_else(|| stand_in(fingerprint))));
+    async fn identify(&self, seller: &SellerId, orders: &[OrderId]) -> Result<Vec<(Fingerprint, EntityToken)>, CaseError> {
+        let named = names::name_all(&self.ring, seller, orders).await?;
+        let known = |Named { fingerprint, token }| fingerprint.map(|known| (known, token.unwrap_or_else(|| stand_in(known))));
+        if let Some(known) = named.into_iter().map(known).collect() {
+            return Ok(known);
         }
         // What is asked for of a seller that is not known yet is to stay away once it comes, so its keys are made now.
         let keys = self.ring.seller(seller).await?;
-        Ok((keys.fingerprint(order), keys.order_token(order)))
+        Ok(orders.iter().map(|order| (keys.fingerprint(order), keys.order_token(order))).collect())
     }
 
     async fn due(&self, now: Timestamp) -> Result<Vec<SellerId>, CaseError> {

@@ -439,6 +439,8 @@ fn last_barrier(events: &[Event]) -> Result<Vec<Mark>, BrokenHistory> {
 /// How long a wait may last before the engine looks again; it never decides anything. Chosen: short against a lease of a minute,
 /// long against a query.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// The same for what takes a few tenths of a second: every process lets go of keys (chosen).
+pub const LOOK_SOON: Duration = Duration::from_millis(100);
 
 /// What became of working on a case.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! One pass over all open cases: keys first, then every case as far as it comes by itself, then one reading of everything for all that
 //! wait for it. Ten thousand subjects of a night, or a thousand sellers', are read for once, not once each.
 
+use futures::future::join_all;
 use sunder_schemas::ids::CaseId;
 use sunder_schemas::time::{Period, Timestamp};
 
@@ -271,11 +272,13 @@ impl Engine {
         Ok(Search { listed, control, needles })
     }
 
-    /// The reports of every store, by the place of their needles. What one store refuses stops all: nothing is known then.
+    /// The reports of every store, by the place of their needles; all are read side by side. What one store refuses stops all: nothing is
+    /// known then.
     async fn read_stores(&self, asks: &[Ask<'_>], needles: &[Needles]) -> Result<Vec<Vec<ScanReport>>, String> {
         let mut reports: Vec<Vec<ScanReport>> = needles.iter().map(|_| Vec::new()).collect();
-        for store in &self.parts.prove {
-            let read = store.scan_many(needles).await.map_err(|error| error.to_string())?;
+        let all = join_all(self.parts.prove.iter().map(|store| store.scan_many(needles))).await;
+        for (store, read) in self.parts.prove.iter().zip(all) {
+            let read = read.map_err(|error| error.to_string())?;
             if read.len() != needles.len() {
                 return Err(format!("store {} answered for {} of {} cases", store.name(), read.len(), needles.len()));
             }

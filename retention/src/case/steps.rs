@@ -11,7 +11,7 @@ use sunder_schemas::ids::CaseId;
 use sunder_schemas::time::Period;
 
 use super::engine::{Did, Engine};
-use super::machine::{self, Action, Event, LOOK_AGAIN, Progress, Step};
+use super::machine::{self, Action, Event, LOOK_AGAIN, LOOK_SOON, Progress, Step};
 use super::pass::Ask;
 use super::probe::Moment;
 use super::scope::{self, Listed};
@@ -86,7 +86,7 @@ impl Engine {
                 }
                 self.split_past(record, events).await?
             }
-            Action::TombstoneAfter => self.tombstone_after(record).await?,
+            Action::TombstoneAfter => self.tombstone_after(record, events).await?,
             Action::PlantControls => self.plant_controls(record).await?,
             Action::Barrier => Did::Event(Step::Drained, self.barrier().await?),
             Action::CleanSinks { marks } => self.clean_sinks(record, events, &marks).await?,
@@ -217,9 +217,9 @@ impl Engine {
         self.parts.keys.publish(&*self.parts.log).await?;
         self.reach(&record.id, "await_caches", Moment::Within("published")).await;
         if !self.parts.keys.acknowledged(epoch).await? {
-            return Ok(waiting(format!("not every process has acknowledged ledger epoch {epoch} yet, and its lease still runs")));
+            let why = format!("not every process has acknowledged ledger epoch {epoch} yet, and its lease still runs");
+            return Ok(Did::Not(Progress::Waiting { why, again: LOOK_SOON }));
         }
-        self.rewrite_up_to(epoch).await?;
         Ok(Did::Event(Step::CachesRevoked, json!({ "epoch": epoch })))
     }
 
@@ -248,11 +248,14 @@ impl Engine {
         Ok(self.parts.log.tombstone(record.id.as_str(), &subjects, record.extent).await?)
     }
 
-    /// Waits out what a producer may still hold, by a clock that no correction moves, then tombstones again.
-    async fn tombstone_after(&self, record: &Record) -> Result<Did, CaseError> {
+    /// Waits out what a producer may still hold, by a clock that no correction moves, then tombstones again. Meanwhile the key tables are
+    /// rewritten: by now nobody uses the keys whose bytes go with it, and nothing that is to be quick waits for it.
+    async fn tombstone_after(&self, record: &Record, events: &[Event]) -> Result<Did, CaseError> {
         let timeout = self.parts.log.message_timeout();
         let now = self.parts.system_clock.elapsed();
         let since = *self.drains.lock().unwrap_or_else(PoisonError::into_inner).entry(record.id.clone()).or_insert(now);
+        self.rewrite_up_to(machine::epoch(events)?).await?;
+        let now = self.parts.system_clock.elapsed();
         let left = timeout.saturating_sub(now.saturating_sub(since));
         if !left.is_zero() {
             let why = "a producer may still hold a record from before the keys were destroyed".to_owned();

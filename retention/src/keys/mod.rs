@@ -22,7 +22,7 @@ pub(crate) use self::quarantine::context as quarantine_context;
 pub(crate) use self::seal::commits;
 pub use self::seal::{Context, DataKey, OpenError};
 pub use self::seller::SellerKeys;
-pub(crate) use self::seller::{LEDGER, LostLedger, TOKENS, fresh, ledger_fingerprint, role_context, wrapping_context};
+pub(crate) use self::seller::{LEDGER, LostLedger, TOKENS, fresh, ledger_fingerprints, role_context, wrapping_context};
 use crate::admit::{self, Admission, Candidate};
 use crate::cursor::{self, PageCommit};
 use crate::deadline::Policy;

@@ -279,8 +279,12 @@ async fn mint(keyring: &Keyring, seller: &SellerId) -> Result<(), KeyError> {
     Ok(tx.commit().await.map_err(on("add a seller"))?)
 }
 
-/// The fingerprint of an order of `seller`, by the ledger key alone: it survives the seller. `None` where there is no such seller.
-pub(crate) async fn ledger_fingerprint(keyring: &Keyring, seller: &SellerId, order: &OrderId) -> Result<Option<Fingerprint>, KeyError> {
+/// The fingerprints of `orders` of `seller`, by the ledger key alone: it survives the seller. `None` where there is no such seller.
+pub(crate) async fn ledger_fingerprints(
+    keyring: &Keyring,
+    seller: &SellerId,
+    orders: &[OrderId],
+) -> Result<Option<Vec<Fingerprint>>, KeyError> {
     let failed = on("read a seller's ledger key");
     let row = sqlx::query("SELECT ledger_key FROM seller WHERE seller = $1")
         .bind(seller.as_str())
@@ -290,7 +294,8 @@ pub(crate) async fn ledger_fingerprint(keyring: &Keyring, seller: &SellerId, ord
     let Some(row) = row else { return Ok(None) };
     let wrapped: Vec<u8> = row.try_get("ledger_key").map_err(&failed)?;
     let ledger = keyring.root().unwrap(&role_context(seller, LEDGER, 1), &wrapped).await?;
-    Ok(Some(fingerprint(&hmac::Key::new(hmac::HMAC_SHA256, &ledger), seller, order)))
+    let ledger = hmac::Key::new(hmac::HMAC_SHA256, &ledger);
+    Ok(Some(orders.iter().map(|order| fingerprint(&ledger, seller, order)).collect()))
 }
 
 async fn load(keyring: &Keyring, seller: &SellerId) -> Result<Option<SellerKeys>, KeyError> {

@@ -75,8 +75,8 @@ impl FusedKeys {
 
 #[async_trait]
 impl Keys for FusedKeys {
-    async fn identify(&self, seller: &SellerId, order: &OrderId) -> Result<(Fingerprint, EntityToken), CaseError> {
-        self.inner.identify(seller, order).await
+    async fn identify(&self, seller: &SellerId, orders: &[OrderId]) -> Result<Vec<(Fingerprint, EntityToken)>, CaseError> {
+        self.inner.identify(seller, orders).await
     }
     async fn due(&self, now: Timestamp) -> Result<Vec<SellerId>, CaseError> {
         self.inner.due(now).await
