@@ -1,9 +1,10 @@
 //! Bench (e): erase 10,000 of 200,000 orders, on Apache Kafka and PostgreSQL, with every role running.
 //!
 //! Times are those of the case's own events, counted from the request: keys destroyed, sinks clean, verified. The topics have the test
-//! profile's periods (seconds), as verification waits for the log's cleaner.
+//! profile's periods (seconds), as verification waits for the log's cleaner; `--production` takes those of production (6 hours) and has
+//! removal forced, as `sunder erase --now` does. Beside the times stands the log's own bound, from a tombstone to the bytes being gone.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ use sunder_retention::keyfiles::KeyFiles;
 use sunder_retention::keys::Context;
 use sunder_retention::lease::Lease;
 use sunder_retention::ledger::SubjectState;
-use sunder_schemas::certificate::check;
+use sunder_retention::store::EventLog as _;
+use sunder_schemas::certificate::{Statement, check};
 use sunder_schemas::class::Family;
 use sunder_schemas::envelope::RawEvent;
 use sunder_schemas::ids::{CaseId, OrderId};
@@ -74,12 +76,21 @@ struct Args {
     /// Replicas of each partition: as many brokers as `--kafka` names, or fewer.
     #[arg(long, default_value_t = 1)]
     replicas: i32,
+    /// The topics' periods of production, and removal forced.
+    #[arg(long)]
+    production: bool,
     /// Orders there are.
     #[arg(long, default_value_t = 200_000)]
     orders: u64,
     /// Orders that go.
     #[arg(long, default_value_t = 10_000)]
     erased: u64,
+}
+
+impl Args {
+    fn profile(&self) -> Profile {
+        if self.production { Profile::Production } else { Profile::Test }
+    }
 }
 
 /// Mints, seals and publishes `orders` orders, as the poller does.
@@ -117,7 +128,12 @@ struct Roles {
 }
 
 /// Works the case to its certificate and returns the events' times after the request, in ms.
-async fn erase(engine: &Engine, keys: &Keys, orders: impl Iterator<Item = u64>) -> anyhow::Result<(CaseId, Vec<(&'static str, i64)>)> {
+async fn erase(
+    engine: &Engine,
+    keys: &Keys,
+    now: bool,
+    orders: impl Iterator<Item = u64>,
+) -> anyhow::Result<(CaseId, Vec<(&'static str, i64)>)> {
     let orders = orders.map(|number| OrderId::parse(&order_id(number))).collect::<Result<Vec<_>, _>>()?;
     let asked = SystemClock::default().now();
     let request = EraseRequest {
@@ -125,7 +141,7 @@ async fn erase(engine: &Engine, keys: &Keys, orders: impl Iterator<Item = u64>) 
         scope: Scope::Orders(orders),
         reason: Reason::BuyerRequest,
         with_business_data: None,
-        now: false,
+        now,
         requested_by: "bench".to_owned(),
     };
     let case = engine.request(&request).await?;
@@ -154,8 +170,20 @@ async fn watch_vault(vault: &SinkRunner<PiiRecord>, rows: u64, over: &Cancellati
     Some(SystemClock::default().now().0 - began.0)
 }
 
-/// The erased order is gone, another opens, the business rows stay, the certificate checks.
-async fn look(args: &Args, keys: &Keys, vault: &Vault, case: &CaseId, store: &Database) -> anyhow::Result<()> {
+/// How much the reading behind a certificate came to: records of every replica, rows and bytes.
+fn read_for(statement: &Statement) -> BTreeMap<String, u64> {
+    let mut read = BTreeMap::new();
+    for place in statement.stores.iter().flat_map(|store| &store.places) {
+        let mut words = place.read.split_whitespace();
+        if let (Some(Ok(count)), Some(unit)) = (words.next().map(str::parse::<u64>), words.next()) {
+            *read.entry(unit.to_owned()).or_default() += count;
+        }
+    }
+    read
+}
+
+/// The erased order is gone, another opens, the business rows stay, the certificate checks; returns how much was read for it.
+async fn look(args: &Args, keys: &Keys, vault: &Vault, case: &CaseId, store: &Database) -> anyhow::Result<BTreeMap<String, u64>> {
     let token = |number| anyhow::Ok(keys.of_seller.order_token(&OrderId::parse(&order_id(number))?));
     let (gone, kept) = (token(0)?, token(1)?);
     ensure!(vault.blocks(&keys.seller, gone).await?.is_empty(), "an erased order still has blocks in the vault");
@@ -174,7 +202,7 @@ async fn look(args: &Args, keys: &Keys, vault: &Vault, case: &CaseId, store: &Da
     let files = certificate_files(keys.keyring.db(), case, &signer()?).await?;
     let statement = check(&files.note, &files.verifier_key, Some(&files.proof), Some(&files.statement))?.statement;
     ensure!(statement.recover.opened == 0 && statement.scan.found == 0, "the certificate says that something is left");
-    Ok(())
+    Ok(read_for(&statement))
 }
 
 async fn wait_until_stored(roles: &Roles, orders: u64, store: &Database) -> anyhow::Result<()> {
@@ -223,7 +251,7 @@ fn engine(keys: &Keys, log: &Log, warehouse: &Arc<Warehouse>, vault: &Arc<Vault>
 }
 
 fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
-    let log = handle.block_on(Log::open(&args.kafka, "erase", Profile::Test, args.partitions, args.replicas))?;
+    let log = handle.block_on(Log::open(&args.kafka, "erase", args.profile(), args.partitions, args.replicas))?;
     let (key_store, store) = handle.block_on(async {
         anyhow::Ok((Database::create(&args.postgres, "keys").await?, Database::create(&args.postgres, "store").await?))
     })?;
@@ -248,7 +276,8 @@ fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
     };
     let stop = CancellationToken::new();
     let (stop_lease, stopped) = watch::channel(false);
-    let times = std::thread::scope(|scope| {
+    let bound = handle.block_on(KafkaLog::new(log.kafka.clone()).removal_bound())?;
+    let (times, read) = std::thread::scope(|scope| {
         let splitting = scope.spawn(|| roles.splitter.run(handle, &stop));
         let warehousing = scope.spawn(|| roles.warehouse.run(handle, &stop));
         let vaulting = scope.spawn(|| roles.vault.run(handle, &stop));
@@ -264,7 +293,7 @@ fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
             let over = CancellationToken::new();
             let gone = (roles.vault.progress().rows_deleted, 2 * args.erased);
             let case = async {
-                let ended = erase(&engine, &keys, (0..args.erased).map(|nth| nth * every)).await;
+                let ended = erase(&engine, &keys, args.production, (0..args.erased).map(|nth| nth * every)).await;
                 over.cancel();
                 ended
             };
@@ -273,8 +302,7 @@ fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
             // Two sealed blocks an order. Where the case's own step was first there is nothing left for the tombstones to delete.
             times.extend(cleaned.map(|at| ("(the vault's sink had deleted all of it)", at)));
             times.sort_by_key(|(_, at)| *at);
-            look(args, &keys, &vault, &case, &store).await?;
-            anyhow::Ok(times)
+            anyhow::Ok((times, look(args, &keys, &vault, &case, &store).await?))
         });
         stop.cancel();
         let panicked = |_| anyhow::anyhow!("a role panicked");
@@ -290,6 +318,15 @@ fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
     for (step, at) in &times {
         say(&format!("  {step:<42} {at:>12} ms"))?;
     }
+    let at = |wanted: &str| times.iter().find(|(step, _)| *step == wanted).map(|(_, at)| *at).with_context(|| format!("no event {wanted}"));
+    let (from, to) = (at("second_tombstones")?, at("verified")?);
+    let reading = to - at("rolled").or_else(|_| at("sinks_clean"))?;
+    say(&format!("  read for the proof: {read:?}; from the step before it {reading} ms"))?;
+    say(&format!(
+        "  from the last tombstone to its proof {} ms; the log's bound for the cleaner alone {} ms",
+        to - from,
+        bound.as_millis()
+    ))?;
     drop((roles, warehouse, vault, keys));
     handle.block_on(async {
         store.remove().await?;
