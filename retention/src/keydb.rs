@@ -211,13 +211,19 @@ impl KeyDb {
     /// Begins a transaction that may write: on SQLite it takes the write lock at once.
     ///
     /// # Errors
-    /// [`DbError`] where no connection or lock is to be had.
+    /// [`DbError`] where no connection or lock is to be had; of code `restored` where the database is behind what this process has seen.
     pub async fn begin_write(&self) -> Result<Write, DbError> {
         let begin = match self.dialect {
             Dialect::Postgres => "BEGIN",
             Dialect::Sqlite => "BEGIN IMMEDIATE",
         };
-        self.pool.begin_with(begin).await.map_err(on("begin a transaction"))
+        let action = "begin a transaction";
+        tokio::select! {
+            biased;
+            begun = self.pool.begin_with(begin) => begun.map_err(on(action)),
+            // Each new connection is refused from then on, and the pool would go on trying.
+            () = self.seen.until_older() => Err(DbError::fixed(action, "restored")),
+        }
     }
 
     /// Closes the pool and waits for its connections.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
@@ -14,6 +14,7 @@ use sqlx::Connection as _;
 use sunder::kafka::heartbeat;
 use sunder::kafka::log::KafkaLog;
 use sunder::registry::{BuiltIn, Schemas};
+use sunder::run::stray::Sealed;
 use sunder::sink_runner::SinkRunner;
 use sunder::split::runner::SplitRunner;
 use sunder_benches::database::Database;
@@ -272,12 +273,17 @@ fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
             "sunder-benches",
         ),
         warehouse: SinkRunner::new(log.kafka.clone(), Arc::clone(&schemas), warehouse.clone() as Arc<dyn Sink<StateRecord>>, None),
-        vault: SinkRunner::new(log.kafka.clone(), schemas, vault.clone() as Arc<dyn Sink<PiiRecord>>, Some(Arc::clone(&keys.keyring))),
+        vault: SinkRunner::new(
+            log.kafka.clone(),
+            Arc::clone(&schemas),
+            vault.clone() as Arc<dyn Sink<PiiRecord>>,
+            Some(Arc::clone(&keys.keyring)),
+        ),
     };
     let stop = CancellationToken::new();
     let (stop_lease, stopped) = watch::channel(false);
     let bound = handle.block_on(KafkaLog::new(log.kafka.clone()).removal_bound())?;
-    let (times, read) = std::thread::scope(|scope| {
+    let (times, read, (blocks, swept)) = std::thread::scope(|scope| {
         let splitting = scope.spawn(|| roles.splitter.run(handle, &stop));
         let warehousing = scope.spawn(|| roles.warehouse.run(handle, &stop));
         let vaulting = scope.spawn(|| roles.vault.run(handle, &stop));
@@ -302,7 +308,12 @@ fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
             // Two sealed blocks an order. Where the case's own step was first there is nothing left for the tombstones to delete.
             times.extend(cleaned.map(|at| ("(the vault's sink had deleted all of it)", at)));
             times.sort_by_key(|(_, at)| *at);
-            anyhow::Ok((times, look(args, &keys, &vault, &case, &store).await?))
+            let read = look(args, &keys, &vault, &case, &store).await?;
+            let started = Instant::now();
+            let sealed = Sealed { kafka: &log.kafka, schemas: &schemas, db: keys.keyring.db(), vault: &vault, engine: &engine };
+            let swept = sealed.sweep(keys.keyring.now()).await?;
+            ensure!(swept.found == 0, "the daily reading found {} blocks of erased orders", swept.found);
+            anyhow::Ok((times, read, (swept.read, started.elapsed())))
         });
         stop.cancel();
         let panicked = |_| anyhow::anyhow!("a role panicked");
@@ -327,6 +338,7 @@ fn run(args: &Args, handle: &Handle) -> anyhow::Result<()> {
         to - from,
         bound.as_millis()
     ))?;
+    say(&format!("  the daily reading: {blocks} blocks of log and vault in {} ms", swept.as_millis()))?;
     drop((roles, warehouse, vault, keys));
     handle.block_on(async {
         store.remove().await?;

@@ -10,7 +10,6 @@ use sunder_schemas::records::schema::RecordType;
 use sunder_schemas::records::{PiiRecord, Record as _};
 use sunder_schemas::topic::Topic;
 
-use crate::app::App;
 use crate::kafka::log::CASE_HEADER;
 use crate::kafka::{Kafka, KafkaError, OutRecord};
 use crate::registry::{Schemas, Unread};
@@ -36,8 +35,8 @@ pub(super) fn places(kafka: &Kafka) -> Vec<(Topic, Partition)> {
 ///
 /// # Errors
 /// [`KafkaError`]: nothing is known of it.
-pub(super) async fn latest(app: &App, topic: Topic, partition: Partition) -> Result<Vec<Block>, KafkaError> {
-    let (kafka, schemas, handle) = (app.kafka.clone(), Arc::clone(&app.schemas), tokio::runtime::Handle::current());
+pub(super) async fn latest(kafka: &Kafka, schemas: &Arc<Schemas>, topic: Topic, partition: Partition) -> Result<Vec<Block>, KafkaError> {
+    let (kafka, schemas, handle) = (kafka.clone(), Arc::clone(schemas), tokio::runtime::Handle::current());
     let read = crate::kafka::blocking(move || {
         let mut latest = HashMap::new();
         let mut unknown = BTreeSet::new();

@@ -37,7 +37,7 @@ pub(super) async fn settle(app: &App) -> Result<bool, LostError> {
     }
     let mut lost = Vec::new();
     for (topic, partition) in places(&app.kafka) {
-        let blocks = latest(app, topic, partition).await?;
+        let blocks = latest(&app.kafka, &app.schemas, topic, partition).await?;
         let keys: HashSet<KeyId> = blocks.iter().map(|block| block.data_key).collect();
         let missing = restore::without_key(db, &keys).await?;
         lost.extend(blocks.into_iter().filter(|block| missing.contains(&block.data_key)));

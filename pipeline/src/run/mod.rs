@@ -12,7 +12,7 @@ pub mod replay;
 mod retain;
 mod rewind;
 mod roles;
-mod stray;
+pub mod stray;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
