@@ -20,7 +20,7 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions, AnyRow};
 use sqlx::{Any, AnyPool, AssertSqlSafe, ConnectOptions, Executor, Row, Transaction};
 
 use crate::generation::{self, Seen};
-use crate::{dbcode, inventory};
+use crate::{dbcode, horizon, inventory};
 
 /// Connections per process. Chosen: a process works on few batches at once; PostgreSQL's default allows 100 in all.
 const CONNECTIONS_MAX: u32 = 8;
@@ -274,6 +274,15 @@ impl KeyDb {
         Ok(())
     }
 
+    /// What keeps rows in its files that were deleted before the last rewriting; on SQLite nothing can.
+    pub(crate) async fn holder(&self) -> Option<String> {
+        if self.dialect == Dialect::Sqlite {
+            return None;
+        }
+        let seen: Option<String> = sqlx::query_scalar(horizon::HOLDER_SQL).fetch_optional(&self.pool).await.ok().flatten();
+        Some(seen.unwrap_or_else(|| horizon::UNSEEN.to_owned()))
+    }
+
     /// What the database holds: kind and name.
     ///
     /// # Errors
@@ -374,6 +383,8 @@ async fn open_pool(url: &str, password: Option<&SecretString>, seen: &Arc<Seen>)
                          PRAGMA secure_delete = ON; PRAGMA foreign_keys = ON;"
                     );
                     sqlx::raw_sql(AssertSqlSafe(pragmas)).execute(&mut *connection).await?;
+                } else {
+                    sqlx::raw_sql(horizon::SESSION_SQL).execute(&mut *connection).await?;
                 }
                 seen.admit(connection, dialect).await
             })

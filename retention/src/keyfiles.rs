@@ -122,10 +122,17 @@ impl Prove for KeyFiles {
             return Ok(report);
         };
         report.controls_planted = needles.controls.len() as u64;
-        let search = Search::new(needles);
-        let read = tokio::task::spawn_blocking(move || search.files(&files)).await;
-        let code = |code: &str| StoreError { store: STORE.to_owned(), action: "scan".to_owned(), code: code.to_owned() };
-        let found = read.map_err(|_| code("interrupted"))?.map_err(|e| code(&e.kind().to_string()))?;
+        let search = Arc::new(Search::new(needles));
+        let mut found = read(Arc::clone(&search), files).await?;
+        if !found.blocks.is_empty() {
+            // A rewriting copies a dead row along while an older snapshot may still see it: by now that may have ended.
+            let db = self.keyring.db();
+            db.rewrite_key_tables().await.map_err(error("rewrite its tables"))?;
+            found = read(search, self.files().await.map_err(error("scan"))?.unwrap_or_default()).await?;
+            if !found.blocks.is_empty() {
+                report.held_by = db.holder().await;
+            }
+        }
         report.places = found.places;
         report.controls_found = found.controls;
         report.found = found.blocks;
@@ -136,6 +143,12 @@ impl Prove for KeyFiles {
         let sql = "DELETE FROM key_scan_control WHERE case_id = $1";
         self.execute("remove a control", sql, case, None).await.map_err(error("unplant"))
     }
+}
+
+async fn read(search: Arc<Search>, files: Vec<PathBuf>) -> Result<Findings, StoreError> {
+    let code = |code: &str| StoreError { store: STORE.to_owned(), action: "scan".to_owned(), code: code.to_owned() };
+    let read = tokio::task::spawn_blocking(move || search.files(&files)).await;
+    read.map_err(|_| code("interrupted"))?.map_err(|e| code(&e.kind().to_string()))
 }
 
 /// Several needles looked for at once: the place of the control where one is that.

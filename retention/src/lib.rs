@@ -10,6 +10,7 @@ pub mod dbcode;
 pub mod deadline;
 pub mod generation;
 pub mod hold;
+pub mod horizon;
 pub mod inventory;
 pub mod keydb;
 pub mod keyfiles;

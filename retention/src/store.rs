@@ -208,6 +208,8 @@ pub struct ScanReport {
     pub controls_found: u64,
     /// What lies outside this scan.
     pub residual: Vec<Residual>,
+    /// What keeps deleted rows in the database's files, where they were found after a rewriting.
+    pub held_by: Option<String>,
 }
 
 /// Something that keeps the log from removing what is tombstoned, or from showing that it did.

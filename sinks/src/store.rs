@@ -125,6 +125,8 @@ pub(crate) trait Backend: Send + Sync {
     async fn purge(&self) -> Result<(), SinkError>;
     /// Rewrites the tables, so that free space holds nothing; locks them meanwhile.
     async fn rewrite(&self) -> Result<(), SinkError>;
+    /// What keeps deleted rows in the files after they were rewritten; `None` where nothing can.
+    async fn holder(&self) -> Option<String>;
     /// Reads every row.
     async fn read_rows(&self, finder: &Finder) -> Result<Reading, SinkError>;
     /// Reads the files; `None` where the server does not let us.
@@ -326,6 +328,9 @@ impl Store {
             self.backend.rewrite().await?;
             rewritten = true;
             files = self.files(&finder, &named).await?;
+            if files.as_ref().is_some_and(|files| !files.found.is_empty()) {
+                report.held_by = self.backend.holder().await;
+            }
         }
         let has_files = files.is_some();
         match files {

@@ -408,13 +408,13 @@ impl Engine {
                 tracing::warn!(case_id = %record.id, why, "controls are planted anew");
                 Ok(Did::Event(Step::FoundAgain, json!({ "count": 0, "places": [], machine::CONTROLS_LOST: why })))
             }
-            Ok((Verdict::Late { count, places }, _)) if machine::rounds(events) - machine::planted(events).0 < ROUNDS_MAX => {
+            Ok((Verdict::Late { count, places, .. }, _)) if machine::rounds(events) - machine::planted(events).0 < ROUNDS_MAX => {
                 self.unpause(&record.id);
                 Ok(Did::Event(Step::FoundAgain, json!({ "count": count, "places": places })))
             }
-            Ok((Verdict::Late { count, places }, _)) => blocked(format!(
-                "{count} blocks of erased subjects are still found after {ROUNDS_MAX} rounds, first in {}",
-                places.join(", ")
+            Ok((Verdict::Late { count, places, held_by }, _)) => blocked(format!(
+                "{count} blocks of erased subjects are still found after {ROUNDS_MAX} rounds, {}",
+                verify::where_found(&places, held_by.as_deref())
             )),
             Ok((Verdict::Cleaning { count, places }, seen)) => {
                 self.awaits_cleaner(record, events, &Waits { count, places: &places, hindrances: &seen.hindrances }).await

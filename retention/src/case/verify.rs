@@ -99,6 +99,8 @@ pub(super) enum Verdict {
         count: u64,
         /// The first of them.
         places: Vec<String>,
+        /// What keeps them in a database's files.
+        held_by: Option<String>,
     },
     /// Only values under their tombstones: the log's cleaner has not been there yet.
     Cleaning {
@@ -165,10 +167,18 @@ pub(super) fn reason(record: &Record, verdict: Verdict) -> Option<String> {
     match verdict {
         Verdict::Holds(_) if record.keys_destroyed_at.is_none() => Some("the keys are not destroyed yet".to_owned()),
         Verdict::Holds(_) => None,
-        Verdict::Late { count, places } => Some(format!("{count} blocks of erased subjects are found, first in {}", places.join(", "))),
+        Verdict::Late { count, places, held_by } => {
+            Some(format!("{count} blocks of erased subjects are found, {}", where_found(&places, held_by.as_deref())))
+        }
         Verdict::Cleaning { count, .. } => Some(format!("{count} tombstoned blocks wait for the log's cleaner")),
         Verdict::Void(why) | Verdict::Blocked(why) => Some(why),
     }
+}
+
+/// What is said of the places of findings.
+pub(super) fn where_found(places: &[String], held_by: Option<&str>) -> String {
+    let held_by = held_by.map(|who| format!("; the database keeps deleted rows for {who}")).unwrap_or_default();
+    format!("first in {}{held_by}", places.join(", "))
 }
 
 /// What is said of hindrances.
@@ -211,7 +221,8 @@ pub(super) fn judge(seen: &Seen, with_keys: u64, barrier: &[Mark], key_backups: 
     let late: Vec<&FoundBlock> = found.iter().copied().filter(|block| !block.is_buried).collect();
     if !late.is_empty() {
         let places = late.iter().take(FOUND_NAMED_MAX).map(|block| block.place.clone()).collect();
-        return Verdict::Late { count: count(late.len()), places };
+        let held_by = seen.reports.iter().find_map(|report| report.held_by.clone());
+        return Verdict::Late { count: count(late.len()), places, held_by };
     }
     let waiting = count(found.len()).saturating_add(count(seen.dead_controls.len()));
     if waiting > 0 {

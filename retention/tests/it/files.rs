@@ -3,21 +3,20 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use sqlx::Row;
+use sqlx::{Connection, Executor, PgConnection, Row};
 use sunder_retention::keyfiles::KeyFiles;
-use sunder_retention::keys::{DataKey, Keyring};
+use sunder_retention::keys::DataKey;
 use sunder_retention::store::{Control, Needles, Prove, ScanReport};
 use sunder_schemas::private::SealedBlock;
 
 use crate::support::{candidate, databases, destroy, seller};
 
-/// What is found after a rewriting. PostgreSQL copies a dead row along while an older snapshot may still see it, say an autovacuum's: then
-/// it is rewritten once more, as a case does that finds something.
-async fn rewritten(keyring: &Keyring, files: &KeyFiles, needles: &Needles) -> ScanReport {
+/// What a scan still finds, which rewrites what it finds something in. PostgreSQL copies a dead row along while an older snapshot may still
+/// see it, say an autovacuum's: then it is scanned once more, as a case does.
+async fn rewritten(files: &KeyFiles, needles: &Needles) -> ScanReport {
     const ROUNDS_MAX: usize = 20;
     let mut rounds = 0;
     loop {
-        keyring.db().rewrite_key_tables().await.unwrap();
         let report = files.scan(needles).await.unwrap();
         rounds += 1;
         if report.found.is_empty() || rounds == ROUNDS_MAX {
@@ -50,11 +49,41 @@ async fn a_destroyed_wrapped_key_leaves_the_files_of_the_database() {
         // The planner's samples would outlive the rows: an autovacuum may take them at any moment.
         sqlx::query("ANALYZE").execute(keyring.db().pool()).await.unwrap();
         destroy(keyring, 1, &(0..50).collect::<Vec<_>>()).await;
-        let after = rewritten(keyring, &files, &needles).await;
+        let after = rewritten(&files, &needles).await;
         assert_eq!((after.controls_planted, after.controls_found), (1, 1), "{}", db.engine);
         assert!(after.found.is_empty(), "{}: {:?}", db.engine, after.found.first());
         assert_eq!(after.residual.len(), usize::from(db.engine == "postgres"));
         files.unplant("case-1").await.unwrap();
+    }
+}
+
+/// A transaction that still reads keeps what was destroyed after it began, through any rewriting: the scan finds it and names who holds
+/// it, and once that has ended the next scan leaves nothing.
+#[tokio::test]
+async fn what_an_open_transaction_holds_is_found_with_its_name_and_gone_after_it() {
+    let (_, all) = databases().await;
+    for db in all.iter().filter(|db| db.engine == "postgres") {
+        let keyring = &db.keyring;
+        let keys = keyring.seller(&seller()).await.unwrap();
+        keyring.admit(&seller(), &[candidate(&keys, 1, 1)]).await.unwrap();
+        let mask: Vec<u8> = sqlx::query_scalar("SELECT wrapped_mask FROM subject").fetch_one(keyring.db().pool()).await.unwrap();
+        let needles = Needles { bytes: vec![mask.iter().map(|b| !b).collect()], ..Needles::default() };
+        let mut reader = PgConnection::connect(&db.url).await.unwrap();
+        reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+        let name: String = sqlx::query_scalar("SELECT current_database()::text").fetch_one(&mut reader).await.unwrap();
+
+        destroy(keyring, 1, &[1]).await;
+        keyring.db().rewrite_key_tables().await.unwrap();
+        let files = KeyFiles::new(Arc::clone(keyring));
+        let report = files.scan(&needles).await.unwrap();
+        assert!(!report.found.is_empty(), "the control: it is there as long as it is held");
+        let held_by = report.held_by.expect("a name");
+        let (front, back) = ("a transaction open since ", format!(" in database {name} (process "));
+        assert!(held_by.starts_with(front) && held_by.contains(&back), "{held_by}");
+
+        reader.execute("ROLLBACK").await.unwrap();
+        let report = rewritten(&files, &needles).await;
+        assert_eq!((report.found, report.held_by), (Vec::new(), None));
     }
 }
 
@@ -83,7 +112,7 @@ async fn a_page_that_was_balanced_keeps_no_copy_of_a_destroyed_key() {
         bytes.sort();
         bytes.dedup();
         assert_eq!(bytes.len(), ORDERS, "every key was seen while it lived");
-        let after = rewritten(keyring, &KeyFiles::new(Arc::clone(keyring)), &Needles { bytes, ..Needles::default() }).await;
+        let after = rewritten(&KeyFiles::new(Arc::clone(keyring)), &Needles { bytes, ..Needles::default() }).await;
         assert!(
             after.found.is_empty(),
             "{}: {} copies, first in {:?}",

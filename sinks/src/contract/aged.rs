@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sqlx::{Connection as _, Executor as _, PgConnection};
 use sunder_retention::store::{Aged, ScanReport};
 use sunder_schemas::class::Family;
 use sunder_schemas::records::{InventoryLevelRow, OrderRow};
@@ -257,6 +258,25 @@ async fn a_session_that_holds_a_table_fails_the_rewrite_by_name_until_it_ends() 
     let report = store.scan(&needles).await.unwrap();
     assert_eq!(report.found, []);
     assert!(!holds(&bench, "orders", "MARKER-ORDER-1").await);
+}
+
+/// A transaction that still reads, of any table, keeps deleted rows through any rewriting: the search finds them and names who holds them,
+/// and finds nothing once that has ended.
+#[tokio::test]
+async fn what_an_open_transaction_holds_is_found_with_its_name_and_gone_after_it() {
+    let Some(bench) = Bench::<OfWarehouse>::on("postgres").await else { return };
+    let mut reader = PgConnection::connect(&bench.options.url).await.unwrap();
+    reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    let name: String = sqlx::query_scalar("SELECT current_database()::text").fetch_one(&mut reader).await.unwrap();
+    let needles = left_in_free_space(&bench).await;
+    let report = bench.store.scan(&needles).await.unwrap();
+    assert!(!report.found.is_empty(), "it is there as long as it is held");
+    let held_by = report.held_by.unwrap();
+    assert!(held_by.starts_with("a transaction open since ") && held_by.contains(&format!(" in database {name} (process ")), "{held_by}");
+
+    reader.execute("ROLLBACK").await.unwrap();
+    let report = bench.store.scan(&needles).await.unwrap();
+    assert_eq!((report.found, report.held_by), (Vec::new(), None));
 }
 
 /// The planner samples the elements of lists apart from their values.

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Connection as _, PgPool, Postgres as Db, Row as _, Transaction};
+use sunder_retention::horizon;
 use sunder_retention::inventory::POSTGRES_OBJECTS;
 use sunder_retention::store::{Control, Subject};
 use sunder_schemas::class::FieldGroup;
@@ -64,6 +65,9 @@ impl Postgres {
         let pool = PgPoolOptions::new()
             .max_connections(options.connections.max(1))
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_connect(|connection, _| {
+                Box::pin(async move { sqlx::raw_sql(horizon::SESSION_SQL).execute(connection).await.map(|_| ()) })
+            })
             .connect_with(connect)
             .await
             .map_err(SinkError::of(store, "connect"))?;
@@ -387,6 +391,11 @@ impl Backend for Postgres {
 
     async fn read_rows(&self, finder: &Finder) -> Result<Reading, SinkError> {
         self.rows_read(finder).await
+    }
+
+    async fn holder(&self) -> Option<String> {
+        let seen: Option<String> = sqlx::query_scalar(horizon::HOLDER_SQL).fetch_optional(&self.pool).await.ok().flatten();
+        Some(seen.unwrap_or_else(|| horizon::UNSEEN.to_owned()))
     }
 
     async fn read_files(&self, finder: &Arc<Finder>) -> Result<Option<Reading>, SinkError> {

@@ -341,6 +341,10 @@ impl Backend for Sqlite {
         self.rows_read(finder).await
     }
 
+    async fn holder(&self) -> Option<String> {
+        None
+    }
+
     async fn read_files(&self, finder: &Arc<Finder>) -> Result<Option<Reading>, SinkError> {
         self.files_read(finder).await.map(Some)
     }

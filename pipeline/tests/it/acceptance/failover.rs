@@ -2,51 +2,13 @@
 //! that was erased opens, and nothing is lost.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
-use super::brokers::services;
+use super::databases::Postgres;
 use super::door::Door;
 use super::restore::{Order, are, check_says, erase, orders_of, readable, until_idle};
 use super::running::{Running, log_of};
 use super::story::assert_counts;
 use super::world::{Services, Stores, World};
-
-/// A primary with a streaming standby, under a folder of their own.
-struct Pair {
-    home: tempfile::TempDir,
-}
-
-impl Pair {
-    /// `sync`: the primary waits for its standby with each commit; `async`: it does not.
-    fn start(mode: &str) -> Self {
-        let this = Self { home: tempfile::tempdir().expect("temporary folder") };
-        this.script(&["start", "--only", "postgres", "--standby", mode]);
-        this
-    }
-
-    fn script(&self, args: &[&str]) {
-        services(self.home.path(), args);
-    }
-
-    fn at(&self, file: &str) -> String {
-        let port = std::fs::read_to_string(Path::new(self.home.path()).join("postgres").join(file)).expect("a port");
-        format!("127.0.0.1:{}", port.trim())
-    }
-
-    fn primary(&self) -> String {
-        self.at("port")
-    }
-
-    fn standby(&self) -> String {
-        self.at("standby.port")
-    }
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        self.script(&["stop"]);
-    }
-}
 
 /// How many of the orders that came after the standby was behind are opened.
 const YOUNGER: usize = 12;
@@ -69,7 +31,7 @@ async fn taken_over(mode: &str, part: Part, seed: u64) {
     if shared.postgres.is_none() {
         return;
     }
-    let pair = Pair::start(mode);
+    let pair = Postgres::with_standby(mode);
     let door = Door::to(&pair.primary());
     let behind = Services { postgres: Some(format!("postgres://postgres@{}/postgres", door.address())), ..shared };
     let mut world = World::growing(&behind, Stores::Postgres, (2, 60, 400), seed, "none").await;

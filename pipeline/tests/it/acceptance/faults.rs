@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor, PgConnection};
 use sunder::kafka::{Kafka, KafkaSettings};
 
 use super::awaited::{SHOWN_WITHIN, until};
+use super::databases::Postgres;
 use super::door::Door;
 use super::rotation::Bao;
 use super::running::Running;
@@ -262,25 +264,42 @@ async fn a_database_gone_during_a_run_is_waited_for_and_nothing_is_lost() {
     assert_counts(&world).await;
 }
 
-/// The network swallows what is on its way to any neighbour, and gives no error: what waits for an answer is called off, and done anew.
+/// How many sessions of ours are in `state` in the database of `connection`.
+async fn sessions(connection: &mut PgConnection, state: &'static str) -> i64 {
+    let ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sunder'";
+    let sql = sqlx::AssertSqlSafe(format!("{ours} AND {state}"));
+    sqlx::query_scalar(sql).fetch_one(connection).await.expect("a count")
+}
+
+/// The network swallows what is on its way to any neighbour, and gives no error: what waits for an answer is called off, and done anew. A
+/// transaction that the database holds open for a client it no longer hears is ended by the database, not waited for.
 #[tokio::test(flavor = "multi_thread")]
 async fn neighbours_that_fall_silent_during_a_run_are_asked_anew_and_nothing_is_lost() {
     let (Some(services), Some(bao)) = (Services::from_env(), Bao::from_env().await) else { return };
-    let Some(postgres) = &services.postgres else { return };
-    let address = postgres.split('@').next_back().and_then(|rest| rest.split('/').next()).expect("host and port").to_owned();
-    let (databases, broker, keys) = (Door::to(&address), Door::to(&services.kafka), Door::to(bao.address()));
-    let postgres = Some(postgres.replace(&address, &databases.address()));
+    if services.postgres.is_none() {
+        return;
+    }
+    // What such a transaction holds, it holds for every database of the server.
+    let server = Postgres::alone();
+    let (databases, broker, keys) = (Door::to(&server.primary()), Door::to(&services.kafka), Door::to(bao.address()));
+    let postgres = Some(format!("postgres://postgres@{}/postgres", databases.address()));
     let behind = Services { postgres, kafka: broker.address(), ..services.clone() };
     let mut world = World::start(&behind, Stores::Postgres, 2, orders(1_500), 43, "none").await;
     bao.give(&mut world, &keys);
     let api = Door::to(world.simulator.address());
     let text = std::fs::read_to_string(world.config()).expect("config");
     std::fs::write(world.config(), text.replace(world.simulator.address(), &api.address())).expect("write");
+    let mut direct = PgConnection::connect(&world.urls.warehouse.replace(&databases.address(), &server.primary())).await.expect("database");
     let doors = [databases, broker, keys, api];
     world.run(&["topics", "apply", "--json"]).expect(0);
     let running = Running::start(&world).await;
     running.until_metric("sunder_sink_rows_written_total", 200.0).await;
+    // A batch of the warehouse waits for its table while everything falls silent; then it goes on, and nobody ever ends it.
+    direct.execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").await.expect("a lock");
+    until(SHOWN_WITHIN, "a batch that waits for the table", async || sessions(&mut direct, "wait_event_type = 'Lock'").await > 0).await;
     doors.iter().for_each(Door::swallow);
+    direct.execute("COMMIT").await.expect("the end of the lock");
+    until(SHOWN_WITHIN, "a transaction that nobody ends", async || sessions(&mut direct, "state = 'idle in transaction'").await > 0).await;
     let all = world.simulator.truth().await["totals"]["orders"].to_string();
     let stored = async || warehouse(&world, "SELECT CAST(count(*) AS TEXT) FROM orders").await[0][0].clone().expect("a count");
     until(SHOWN_WITHIN, "all orders in the warehouse", async || stored().await == all).await;

@@ -7,6 +7,7 @@ mod away;
 mod batch;
 mod brokers;
 mod cluster;
+mod databases;
 mod door;
 mod driving;
 mod extent;
