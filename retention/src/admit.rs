@@ -205,7 +205,7 @@ pub(crate) async fn admit(keyring: &Keyring, seller: &SellerId, candidates: &[Ca
         open = batch.write(&mut tx, &subjects).await?;
         if open.is_empty() {
             tx.commit().await.map_err(on("commit an admission"))?;
-            fresh.into_iter().for_each(|key| keyring.cache().insert(key));
+            fresh.into_iter().for_each(|key| keyring.remember(key));
             let missing = || DbError::fixed("admit a batch", "unanswered");
             return Ok(answers.into_iter().collect::<Option<Vec<_>>>().ok_or_else(missing)?);
         }

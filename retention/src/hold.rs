@@ -7,6 +7,8 @@
 
 mod keep;
 
+use std::collections::HashMap;
+
 use ring::digest::{Context, SHA256};
 use ring::rand::SecureRandom as _;
 use serde::{Deserialize, Serialize};
@@ -224,14 +226,11 @@ async fn try_add(keyring: &Keyring, new: &NewHold<'_>) -> Result<Hold, HoldError
         keyring.forget_seller(new.seller);
         return Err(KeyError::from(admit::outdated("add a hold")).into());
     }
-    let row = sqlx::query("SELECT state FROM subject WHERE fingerprint = $1")
-        .bind(order_fingerprint.0.to_vec())
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(&failed)?;
-    let state: Option<String> = row.map(|row| row.try_get(0)).transpose().map_err(&failed)?;
-    if state.as_deref() != Some("live") {
+    if !ledger::is_live(&mut tx, order_fingerprint).await? {
         return Err(HoldError::Refused("nothing is held of this order: it is erased, or nothing of it was ever sealed"));
+    }
+    if is_leaving(&mut tx, new.seller).await? {
+        return Err(HoldError::Refused("the seller is being removed: the key that would keep the held fields goes with it"));
     }
     sqlx::query(
         "INSERT INTO subject (fingerprint, seller, token, state, key_id, wrapped, wrapped_mask, wrapping_version, commitment, witness, \
@@ -256,6 +255,25 @@ async fn try_add(keyring: &Keyring, new: &NewHold<'_>) -> Result<Hold, HoldError
     record(&mut tx, &hold, "hold.added", &hold.created_by, now).await?;
     tx.commit().await.map_err(&failed)?;
     Ok(hold)
+}
+
+/// Whether a case takes everything of `seller`, its own keys too.
+async fn is_leaving(tx: &mut Write, seller: &SellerId) -> Result<bool, DbError> {
+    let sql = "SELECT 1 FROM erasure_case WHERE seller = $1 AND scope = 'all' AND reason = 'seller-offboarding' AND state <> 'certified'";
+    let open = sqlx::query(sql).bind(seller.as_str().to_owned()).fetch_optional(&mut **tx).await;
+    Ok(open.map_err(on("look for a seller's removal"))?.is_some())
+}
+
+/// The ids of the holds of `seller` whose key still exists, at this moment of `tx`.
+pub(crate) async fn active_ids(tx: &mut Write, seller: &SellerId) -> Result<HashMap<String, Fingerprint>, DbError> {
+    let failed = on("read holds");
+    let sql = "SELECT h.hold_id, h.order_fingerprint FROM hold h JOIN subject s ON s.fingerprint = h.fingerprint \
+               WHERE h.seller = $1 AND s.state = 'live'";
+    let rows = sqlx::query(sql).bind(seller.as_str().to_owned()).fetch_all(&mut **tx).await.map_err(&failed)?;
+    let bad = || DbError::fixed("read holds", "bad_column");
+    rows.iter()
+        .map(|row| Ok((row.try_get(0).map_err(&failed)?, blob(row, "order_fingerprint")?.map(Fingerprint).ok_or_else(bad)?)))
+        .collect()
 }
 
 async fn insert(tx: &mut Write, hold: &Hold) -> Result<(), DbError> {

@@ -240,6 +240,18 @@ pub(crate) async fn lock_seller(tx: &mut Write, seller: &SellerId) -> Result<Opt
         .map_err(|e: sqlx::Error| failed(e))
 }
 
+/// Whether the subject has a key at this moment of `tx`; of worth where its seller is locked ([`lock_seller`]).
+pub(crate) async fn is_live(tx: &mut Write, fingerprint: Fingerprint) -> Result<bool, DbError> {
+    let failed = on("read a subject");
+    let row = sqlx::query("SELECT state FROM subject WHERE fingerprint = $1")
+        .bind(fingerprint.0.to_vec())
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(&failed)?;
+    let state: Option<String> = row.map(|row| row.try_get(0)).transpose().map_err(&failed)?;
+    Ok(state.as_deref() == Some("live"))
+}
+
 /// Raises the ledger epoch within `tx` and returns it.
 pub(crate) async fn next_epoch(tx: &mut Write) -> Result<i64, DbError> {
     let failed = on("raise the ledger epoch");
@@ -322,7 +334,7 @@ async fn read_subject(keyring: &Keyring, seller: &SellerId, token: EntityToken) 
         row.try_get("wrapping_version").map_err(&failed)?,
         &commitment,
     )?);
-    keyring.cache().insert(Arc::clone(&key));
+    keyring.remember(Arc::clone(&key));
     Ok(SubjectState::Live(key))
 }
 

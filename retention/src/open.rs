@@ -1,7 +1,7 @@
 //! The authorised read: `sunder open` (DESIGN section 6).
 //!
-//! Invariants: nothing is opened before the audit event of the read is committed; every wish is an event, denied ones too; what is
-//! returned is plaintext in care ([`Plain`]). It does not know where the blocks come from.
+//! Invariants: nothing is opened before the audit event of the read is committed, in a transaction in which the key was not destroyed yet;
+//! every wish is an event, denied ones too; what is returned is plaintext in care ([`Plain`]). It does not know where the blocks come from.
 
 use std::collections::BTreeMap;
 
@@ -130,7 +130,9 @@ pub async fn open(
         return Ok(Opened::Absent(reason));
     }
     let named: Vec<FieldGroup> = wanted.iter().map(|b| b.group).collect();
-    record(keyring, wish, seller, order, &named, AuditOutcome::Success, "readable").await?;
+    if !record_if_live(keyring, wish, seller, order, &named).await? {
+        return Ok(Opened::Erased);
+    }
     let mut readable = BTreeMap::new();
     for stored in wanted {
         let context = Context { seller, entity: token, group: stored.group, classification: &stored.classification };
@@ -146,6 +148,28 @@ fn why_absent(groups: &[FieldGroup], dropped: &[(FieldGroup, DropReason)]) -> &'
     groups.iter().find_map(reason).unwrap_or(DropReason::NotSupplied).as_str()
 }
 
+/// Writes the event of a read, and says whether the order's key still existed then: no destruction commits in between. Otherwise the
+/// event says `erased`.
+async fn record_if_live(
+    keyring: &Keyring,
+    wish: &Wish<'_>,
+    seller: &SellerId,
+    order: &Named,
+    groups: &[FieldGroup],
+) -> Result<bool, KeyError> {
+    let mut tx = keyring.db().begin_write().await?;
+    // What every destruction locks first.
+    ledger::lock_seller(&mut tx, seller).await?;
+    let is_live = match order.fingerprint {
+        Some(fingerprint) => ledger::is_live(&mut tx, fingerprint).await?,
+        None => false,
+    };
+    let (groups, result) = if is_live { (groups, "readable") } else { (&[][..], "erased") };
+    audit::append(&mut tx, keyring.now(), &event(wish, seller, order, groups, AuditOutcome::Success, result)).await?;
+    tx.commit().await.map_err(on("write the audit log"))?;
+    Ok(is_live)
+}
+
 async fn record(
     keyring: &Keyring,
     wish: &Wish<'_>,
@@ -155,13 +179,20 @@ async fn record(
     outcome: AuditOutcome,
     result: &str,
 ) -> Result<(), KeyError> {
+    let mut tx = keyring.db().begin_write().await?;
+    audit::append(&mut tx, keyring.now(), &event(wish, seller, order, groups, outcome, result)).await?;
+    tx.commit().await.map_err(on("write the audit log"))?;
+    Ok(())
+}
+
+fn event(wish: &Wish<'_>, seller: &SellerId, order: &Named, groups: &[FieldGroup], outcome: AuditOutcome, result: &str) -> AuditEvent {
     let subject = match order {
         Named { token: Some(token), .. } => token.to_hex(),
         Named { fingerprint: Some(fingerprint), .. } => fingerprint.to_hex(),
         Named { token: None, fingerprint: None } => "unknown".to_owned(),
     };
     // Role and purpose are what the caller typed: only names that are registered, and so of the operator's own, go into the log in full.
-    let event = AuditEvent {
+    AuditEvent {
         actor: wish.os_user.to_owned(),
         action: "open",
         object: format!("{seller}|{subject}"),
@@ -169,11 +200,7 @@ async fn record(
         detail: json!({
             "purpose": name_or_mark(wish.purpose), "role": wish.role.map(name_or_mark), "groups": groups, "result": result,
         }),
-    };
-    let mut tx = keyring.db().begin_write().await?;
-    audit::append(&mut tx, keyring.now(), &event).await?;
-    tx.commit().await.map_err(on("write the audit log"))?;
-    Ok(())
+    }
 }
 
 /// A name as config names look, or a mark: a typed order id or address must not enter the log by way of a wrong argument.

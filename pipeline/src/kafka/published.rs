@@ -52,7 +52,8 @@ impl Published {
         }
         let published: PublishedCertificate = serde_json::from_slice(value).ok()?;
         let head = tlog::open_head(published.head.as_bytes(), verifier_key).ok()?;
-        if published.leaf >= head.size {
+        // The head was signed over this leaf as its newest.
+        if published.leaf.checked_add(1) != Some(head.size) {
             return None;
         }
         self.certificates.heads.push(head);

@@ -17,6 +17,7 @@ use tlog_tiles::tlog;
 
 use super::CaseError;
 use super::certify::keys_of;
+use super::machine::BrokenHistory;
 use super::scope;
 use super::store;
 use super::verify::{Case, Verified};
@@ -84,14 +85,16 @@ impl Issued {
 /// Signs `statement` and appends it to the certificate log inside `tx`.
 pub(super) async fn issue(tx: &mut Write, case: &Case<Verified>, statement: &Statement, signer: &NoteSigner) -> Result<Issued, CaseError> {
     lock_log(tx).await?;
-    let taken = sqlx::query("SELECT leaf FROM certificate_leaf WHERE case_id = $1")
-        .bind(case.record().id.as_str().to_owned())
-        .fetch_optional(&mut **tx)
-        .await
-        .map_err(on("append to the certificate log"))?;
-    if taken.is_some() {
-        // Its event was committed with it: another process certified the case meanwhile.
-        return Err(CaseError::Contended);
+    let failed = on("append to the certificate log");
+    let sql = "SELECT c.certified_at FROM certificate_leaf l LEFT JOIN erasure_case c ON c.case_id = l.case_id WHERE l.case_id = $1";
+    let taken = sqlx::query(sql).bind(case.record().id.as_str().to_owned()).fetch_optional(&mut **tx).await.map_err(&failed)?;
+    if let Some(row) = taken {
+        let certified: Option<i64> = row.try_get(0).map_err(&failed)?;
+        // Its event is committed with it: another process certified the case meanwhile, or the two do not belong together.
+        return Err(match certified {
+            Some(_) => CaseError::Contended,
+            None => BrokenHistory("a certificate in the log whose case is not certified").into(),
+        });
     }
     let note = text(statement.sign(signer)?)?;
     let sign = |head: &Head| text(log::sign_head(signer, head)?);

@@ -26,9 +26,9 @@ use super::store::{self, Record};
 use crate::hold;
 use crate::inventory::Copy;
 use crate::keydb::{KeyDb, Write, on};
-use crate::lease;
 use crate::sellers;
 use crate::store::{EventLog, Extent, Forget, OutboxRecord, Prove, Subject};
+use crate::{lease, ledger};
 
 /// Fingerprints and tokens of one request at the most. Chosen: a list of that size is opened as several cases.
 pub(super) const SUBJECTS_PER_REQUEST_MAX: usize = 100_000;
@@ -199,16 +199,22 @@ impl Engine {
     /// [`CaseError`]: no case was opened.
     pub async fn request(&self, request: &EraseRequest) -> Result<CaseId, CaseError> {
         let (name, subjects) = self.resolve(request).await?;
-        if request.reason == Reason::SellerOffboarding && !hold::active_of(&self.parts.db, &request.seller).await?.is_empty() {
-            // They are sealed under keys that this seller's own key wraps: they must have ended before it goes.
-            return Err(CaseError::Request("the seller has legal holds that have not ended; see `sunder hold list`"));
-        }
         let now = self.parts.clock.now();
         let mut record = self.new_record(&request.seller, request.reason, request.extent(), name, now)?;
         record.requested_by.clone_from(&request.requested_by);
         record.forced = request.now;
         let digest = request_digest(&record, &subjects, None);
-        self.open(record, &subjects, &digest).await
+        let case = self.open(record, &subjects, &digest).await?;
+        self.tell().await;
+        Ok(case)
+    }
+
+    /// Has the log know what the key database has committed, so that no restored backup takes it back. Where the log does not answer it is
+    /// told later: no case counts its keys as gone before.
+    pub(super) async fn tell(&self) {
+        if let Err(error) = self.parts.keys.publish(&*self.parts.log).await {
+            tracing::warn!(%error, "the log does not know of the newest changes yet; it is told again");
+        }
     }
 
     /// What `request` would do; nothing is written.
@@ -319,6 +325,14 @@ impl Engine {
         self.reach(&record.id, "open", Moment::Before).await;
         let epoch = lease::ledger_epoch(&self.parts.db).await?;
         let mut tx = self.parts.db.begin_write().await?;
+        if record.is_offboarding() {
+            // With the seller locked no hold is made between this look and the commit, and none afterwards.
+            ledger::lock_seller(&mut tx, &record.seller).await?;
+            if !hold::active_ids(&mut tx, &record.seller).await?.is_empty() {
+                // They are sealed under keys that this seller's own key wraps: they must have ended before it goes.
+                return Err(CaseError::Request("the seller has legal holds that have not ended; see `sunder hold list`"));
+            }
+        }
         if !store::insert(&mut tx, &record, digest).await? {
             let open = store::open_case_of(&mut tx, digest).await?.ok_or(CaseError::Contended)?;
             if record.forced {

@@ -11,6 +11,7 @@ use super::machine::{LOOK_AGAIN, Progress};
 use super::scope::Listed;
 use super::{CaseError, Record};
 use crate::hold::{self, ColdStore, Hold, KeepError, Kept};
+use crate::keydb::Write;
 use crate::keys::Keyring;
 
 /// Who moves held fields, in the audit log.
@@ -24,6 +25,14 @@ pub trait Holds: Send + Sync {
     /// # Errors
     /// [`CaseError`]: nothing may be taken as kept.
     async fn keep(&self, hold: &Hold) -> Result<Kept, CaseError>;
+}
+
+/// What keeping came to.
+pub(super) enum KeptHolds {
+    /// All holds that were there, by their ids.
+    All(HashSet<String>),
+    /// Not all: what the case waits for.
+    Not(Did),
 }
 
 /// The holds of a key ring, kept in a cold store.
@@ -59,20 +68,35 @@ impl Engine {
         Ok(holds.into_iter().filter(|hold| orders.contains(&hold.order_fingerprint)).collect())
     }
 
-    /// Keeps what is held of `listed`; says what it waits for where that cannot be done yet.
-    pub(super) async fn keep_held(&self, record: &Record, listed: &[Listed]) -> Result<Option<Did>, CaseError> {
+    /// Keeps what is held of `listed`, or says what it waits for where that cannot be done yet.
+    pub(super) async fn keep_held(&self, record: &Record, listed: &[Listed]) -> Result<KeptHolds, CaseError> {
+        let mut kept = HashSet::new();
         for hold in self.holds_on(record, listed).await? {
             let Some(holds) = &self.holds else {
                 let why = "fields are under a legal hold, and this process has no cold store to keep them in".to_owned();
-                return Ok(Some(Did::Not(Progress::Blocked { why })));
+                return Ok(KeptHolds::Not(Did::Not(Progress::Blocked { why })));
             };
             if let Kept::NotThereYet(fields) = holds.keep(&hold).await? {
                 let fields: Vec<&str> = fields.iter().map(|field| field.as_str()).collect();
                 let why = format!("{}: the vault does not have {} yet", hold.id, fields.join(", "));
-                return Ok(Some(Did::Not(Progress::Waiting { why, again: LOOK_AGAIN })));
+                return Ok(KeptHolds::Not(Did::Not(Progress::Waiting { why, again: LOOK_AGAIN })));
             }
+            kept.insert(hold.id);
         }
-        Ok(None)
+        Ok(KeptHolds::All(kept))
+    }
+
+    /// Whether a hold on `listed` is not among those `kept`: it was made after they were listed. In `tx` the seller is locked.
+    pub(super) async fn is_held_anew(
+        tx: &mut Write,
+        record: &Record,
+        listed: &[Listed],
+        kept: &HashSet<String>,
+    ) -> Result<bool, CaseError> {
+        let mut fresh = hold::active_ids(tx, &record.seller).await?;
+        fresh.retain(|id, _| !kept.contains(id));
+        let orders: HashSet<_> = fresh.into_values().collect();
+        Ok(!orders.is_empty() && listed.iter().any(|subject| orders.contains(&subject.fingerprint)))
     }
 
     /// What is held of `listed`, as the certificate says it: one line a statute, document, fields and end.

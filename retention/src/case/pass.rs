@@ -1,6 +1,8 @@
 //! One pass over all open cases: keys first, then every case as far as it comes by itself, then one reading of everything for all that
 //! wait for it. Ten thousand subjects of a night, or a thousand sellers', are read for once, not once each.
 
+use std::time::{Duration, Instant};
+
 use futures::future::join_all;
 use sunder_schemas::ids::CaseId;
 use sunder_schemas::time::{Period, Timestamp};
@@ -50,6 +52,9 @@ struct Search {
     needles: Needles,
 }
 
+/// How much of what is destroyed a restored backup could take back, until the cases are opened again by their requests (chosen).
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
 const fn is_reading(action: &Action) -> bool {
     matches!(action, Action::Verify { .. })
 }
@@ -67,9 +72,15 @@ impl Engine {
     /// As [`Engine::advance`], where it concerns every case; what is wrong with one must not stop the others.
     pub async fn advance_all(&self) -> Result<Vec<(CaseId, Progress)>, CaseError> {
         let open = store::open_cases(&self.parts.db).await?;
+        let mut told = Instant::now();
         for case in &open {
             self.advance_until(case, is_past_keys).await?;
+            if told.elapsed() >= TELL_EVERY {
+                self.tell().await;
+                told = Instant::now();
+            }
         }
+        self.tell().await;
         let (mut done, mut waiting) = (Vec::with_capacity(open.len()), Vec::new());
         for case in open {
             match self.advance_until(&case, is_reading).await? {

@@ -11,6 +11,7 @@ use sunder_schemas::ids::CaseId;
 use sunder_schemas::time::Period;
 
 use super::engine::{Did, Engine};
+use super::held::KeptHolds;
 use super::machine::{self, Action, Event, LOOK_AGAIN, LOOK_SOON, Progress, Step};
 use super::pass::Ask;
 use super::probe::Moment;
@@ -149,11 +150,17 @@ impl Engine {
             // Age alone keeps the others out, and what is younger may come again: the ledger has no word on them.
             listed = scope::in_ledger(&self.parts.db, &listed).await?;
         }
-        if let Some(waits) = self.keep_held(record, &listed).await? {
-            return Ok(waits);
-        }
+        let kept = match self.keep_held(record, &listed).await? {
+            KeptHolds::All(kept) => kept,
+            KeptHolds::Not(waits) => return Ok(waits),
+        };
+        self.reach(&record.id, "destroy_keys", Moment::Within("held")).await;
         let mut tx = self.parts.db.begin_write().await?;
         let epoch = self.parts.keys.destroy(&mut tx, record, &listed, self.parts.clock.now()).await?;
+        // With the destruction the seller is locked: no hold is made any more before the commit.
+        if Self::is_held_anew(&mut tx, record, &listed, &kept).await? {
+            return Err(CaseError::Contended);
+        }
         if record.is_offboarding() {
             // Its tokens stand in the list by now; nothing needs the keys that made them any more.
             self.parts.keys.destroy_seller_keys(&mut tx, &record.seller).await?;

@@ -322,6 +322,16 @@ impl Keyring {
         quarantine::sweep(self).await
     }
 
+    /// Keeps `key` in memory, unless it was destroyed meanwhile: whoever hears of that lists it first and drops it from memory then, so
+    /// one of the two looks sees it.
+    pub(crate) fn remember(&self, key: Arc<DataKey>) {
+        let id = key.id();
+        self.cache.insert(key);
+        if self.erased.contains(id) {
+            self.cache.remove(id);
+        }
+    }
+
     /// Drops revoked keys from memory.
     pub(crate) fn revoke(&self, keys: &[KeyId]) {
         for key in keys {

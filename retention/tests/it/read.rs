@@ -6,16 +6,18 @@ use sqlx::{AssertSqlSafe, Executor, Row};
 use sunder_retention::admit::Admission;
 use sunder_retention::audit::VerifyError;
 use sunder_retention::keys::{Context, KeyError, Keyring};
+use sunder_retention::ledger::{self, Condemned, Destruction};
 use sunder_retention::names::{Named, name};
 use sunder_retention::open::{Opened, ReadError, StoredBlock, open};
 use sunder_retention::outbox;
 use sunder_retention::purpose::{Purpose, Register, Wish};
 use sunder_retention::sellers::{self, Account, SellerState};
+use sunder_retention::store::Extent;
 use sunder_schemas::class::FieldGroup;
 use sunder_schemas::ids::{MarketplaceId, OrderId, SellerId};
 use sunder_schemas::time::Period;
 
-use crate::support::{candidate, databases, destroy, order, seller, verified};
+use crate::support::{candidate, case, databases, destroy, order, seller, verified};
 
 fn register() -> Register {
     let invoice = Purpose {
@@ -105,6 +107,44 @@ async fn a_read_is_allowed_recorded_and_then_opened() {
         let rows = keyring.db().pool().fetch_all("SELECT actor, action, object, outcome, detail FROM audit_event").await.unwrap();
         let log: String = rows.iter().flat_map(|row| (0..5).map(|c| row.get::<String, _>(c))).collect();
         assert!(!log.contains("Jane") && !log.contains("1234567") && log.contains("(not a name)"));
+    }
+}
+
+/// The key is destroyed between the look and the event of the read: then nothing is opened, and the log says so. On SQLite a reader waits for
+/// the writer in the same place.
+#[tokio::test]
+async fn a_read_that_meets_the_destruction_of_its_key_opens_nothing() {
+    let (_, all) = databases().await;
+    for db in all.iter().filter(|db| db.engine == "postgres") {
+        let keyring = &db.keyring;
+        let keys = keyring.seller(&seller()).await.unwrap();
+        let wanted = candidate(&keys, 1, 1);
+        let Admission::Seal { key, .. } = &keyring.admit(&seller(), std::slice::from_ref(&wanted)).await.unwrap()[0] else { panic!() };
+        let context = Context { seller: &seller(), entity: wanted.token, group: FieldGroup::BuyerName, classification: "orders#1" };
+        let block = key.seal(&context, b"{}");
+        let blocks = [StoredBlock { group: FieldGroup::BuyerName, classification: "orders#1".to_owned(), block }];
+        let named = name(keyring, &seller(), &order(1)).await.unwrap();
+
+        let mut tx = keyring.db().begin_write().await.unwrap();
+        let subjects = [Condemned { fingerprint: wanted.fingerprint, token: Some(wanted.token) }];
+        let (case, at) = (case(1), keyring.now());
+        let destruction =
+            Destruction { case: &case, seller: &seller(), subjects: &subjects, extent: Extent::Personal, at, actor: "retain" };
+        ledger::destroy(&mut tx, &destruction).await.unwrap();
+        let (register, seller) = (register(), seller());
+        let read = open(keyring, &register, &WISH, &seller, &named, &blocks);
+        let waits = async {
+            let sql = "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+            while !sqlx::query_scalar::<_, bool>(sql).fetch_one(keyring.db().pool()).await.unwrap() {
+                tokio::task::yield_now().await;
+            }
+            tx.commit().await.unwrap();
+        };
+        let (opened, ()) = tokio::join!(read, waits);
+        assert_eq!(opened.unwrap().state(), "erased");
+        let detail: String =
+            sqlx::query_scalar("SELECT detail FROM audit_event WHERE action = 'open'").fetch_one(keyring.db().pool()).await.unwrap();
+        assert!(detail.contains("erased") && !detail.contains("readable") && !detail.contains("buyer_name"), "{detail}");
     }
 }
 

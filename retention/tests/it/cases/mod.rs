@@ -3,6 +3,7 @@
 mod again;
 mod aged;
 mod crash;
+mod held;
 mod late;
 mod pass;
 mod restored;

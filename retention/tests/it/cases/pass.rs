@@ -148,6 +148,29 @@ async fn a_store_that_cannot_be_read_certifies_nobody_and_is_named_by_all() {
     }
 }
 
+/// A backup that is restored in the next moment must not take back what was asked for, or what was destroyed.
+#[tokio::test]
+async fn the_log_knows_of_a_request_when_it_is_answered_and_of_a_destruction_before_anything_waits_for_it() {
+    let world = World::new().await;
+    world.order(1).await;
+    world.flow();
+    let told = |topic: &str, case: &CaseId| {
+        let names_it = |value: &Option<String>| value.as_ref().is_some_and(|value| value.contains(case.as_str()));
+        world.log.lock().published.iter().filter(|record| record.topic == topic && names_it(&record.value)).count()
+    };
+    let case = world.engine().request(&super::request(&[1])).await.unwrap();
+    assert_eq!((told("privacy.requests", &case) > 0, told("privacy.erased", &case)), (true, 0));
+    let killer = Killer::at_first("await_caches", Moment::Before);
+    let engine = world.engine().with_probe(killer.clone());
+    tokio::select! {
+        biased;
+        () = killer.killed() => {}
+        done = engine.advance_all() => panic!("{done:?}"),
+    }
+    assert_eq!(world.steps(&case).await, ["requested", "scoped", "keys_destroyed"]);
+    assert_eq!(told("privacy.erased", &case), 1);
+}
+
 /// A process that died between a certificate and the removal of its controls leaves them for a day.
 #[tokio::test]
 async fn controls_that_a_dead_process_left_are_removed_by_a_later_pass() {
