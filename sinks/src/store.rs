@@ -150,9 +150,10 @@ pub(crate) trait Backend: Send + Sync {
     async fn close(&self);
     /// Rows as text.
     async fn look_up(&self, lookup: &Lookup) -> Result<Vec<RowText>, SinkError>;
-    /// The next sealed rows of one group of a seller's entities, in the order of their tokens, behind `after`.
+    /// The next sealed rows of one group of a seller's entities in the table of the index, in the order of their tokens, behind `after`.
     async fn page(
         &self,
+        table: usize,
         seller: &SellerId,
         group: FieldGroup,
         after: Option<EntityToken>,

@@ -73,6 +73,21 @@ impl Vault {
         self.store.backend.sealed(SEALED, seller, entity).await
     }
 
+    /// The next blocks of one group in the cold store, by the tokens of their holds, behind `after`: each with its key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn held_page(
+        &self,
+        seller: &SellerId,
+        group: FieldGroup,
+        after: Option<EntityToken>,
+        limit: usize,
+    ) -> Result<Vec<(EntityToken, KeyId)>, StoreError> {
+        let rows = self.store.backend.page(HELD, seller, group, after, limit).await.map_err(SinkError::into_store_error)?;
+        Ok(rows.into_iter().map(|row| (row.entity_token, row.block.key())).collect())
+    }
+
     /// Sealed columns of which the database's planner keeps samples of values: `sunder check` fails on any.
     ///
     /// # Errors
@@ -114,7 +129,7 @@ impl SealedStore for Vault {
         after: Option<EntityToken>,
         limit: usize,
     ) -> Result<Vec<(EntityToken, StoredBlock)>, StoreError> {
-        let rows = self.store.backend.page(seller, group, after, limit).await.map_err(SinkError::into_store_error)?;
+        let rows = self.store.backend.page(SEALED, seller, group, after, limit).await.map_err(SinkError::into_store_error)?;
         let stored = |row: PiiRecord| {
             (row.entity_token, StoredBlock { group: row.field_group, classification: row.classification, block: row.block })
         };
@@ -232,19 +247,24 @@ pub(crate) const SEALED_SQL_SQLITE: [&str; 2] = [
     sealed_sql_sqlite!("sealed_block", "selling_partner_id = ? AND entity_token = ? ORDER BY field_group"),
     sealed_sql_sqlite!("held_block", "selling_partner_id = ? AND entity_token = ? ORDER BY field_group"),
 ];
-/// Selects the next [`Sealed`] rows of one group of a seller's entities in SQLite.
-pub(crate) const PAGE_SQL_SQLITE: &str =
-    sealed_sql_sqlite!("sealed_block", "selling_partner_id = ? AND field_group = ? AND entity_token > ? ORDER BY entity_token LIMIT ?");
+/// Selects the next [`Sealed`] rows of one group of a seller's entities in SQLite, from the table of the index.
+pub(crate) const PAGE_SQL_SQLITE: [&str; 2] = [
+    sealed_sql_sqlite!("sealed_block", "selling_partner_id = ? AND field_group = ? AND entity_token > ? ORDER BY entity_token LIMIT ?"),
+    sealed_sql_sqlite!("held_block", "selling_partner_id = ? AND field_group = ? AND entity_token > ? ORDER BY entity_token LIMIT ?"),
+];
 /// Selects [`Sealed`] rows of one entity in PostgreSQL, from the table of the index: the vault's, the cold store's.
 pub(crate) const SEALED_SQL_POSTGRES: [&str; 2] = [
     sealed_sql_postgres!("sealed_block", "selling_partner_id = $1 AND entity_token = $2 ORDER BY field_group"),
     sealed_sql_postgres!("held_block", "selling_partner_id = $1 AND entity_token = $2 ORDER BY field_group"),
 ];
-/// Selects the next [`Sealed`] rows of one group of a seller's entities in PostgreSQL.
-pub(crate) const PAGE_SQL_POSTGRES: &str = sealed_sql_postgres!(
-    "sealed_block",
-    "selling_partner_id = $1 AND field_group = $2 AND entity_token > $3 ORDER BY entity_token LIMIT $4"
-);
+/// Selects the next [`Sealed`] rows of one group of a seller's entities in PostgreSQL, from the table of the index.
+pub(crate) const PAGE_SQL_POSTGRES: [&str; 2] = [
+    sealed_sql_postgres!(
+        "sealed_block",
+        "selling_partner_id = $1 AND field_group = $2 AND entity_token > $3 ORDER BY entity_token LIMIT $4"
+    ),
+    sealed_sql_postgres!("held_block", "selling_partner_id = $1 AND field_group = $2 AND entity_token > $3 ORDER BY entity_token LIMIT $4"),
+];
 
 /// A row of the vault as both databases give it.
 #[derive(sqlx::FromRow)]

@@ -118,15 +118,22 @@ fn restore(noticed: &Noticed) -> Entry {
         let detail = format!("{done}; what cannot be had again is counted once every seller was read again");
         return warn(&name, detail, "let `sunder run` go on: pollers, splitter, sinks and retain");
     }
-    if count("lost_blocks") == 0 {
+    let named = |name: &str| noticed.report.get(name).map(serde_json::Value::to_string).unwrap_or_default();
+    let mut lost = Vec::new();
+    if count("lost_blocks") > 0 {
+        let (blocks, orders) = (count("lost_blocks"), count("lost_orders"));
+        lost.push(format!("{blocks} blocks of {orders} orders are lost with their keys, first {}", named("lost_first")));
+    }
+    if count("lost_holds") > 0 {
+        lost.push(format!("what {} legal holds kept is lost with their keys, first {}", count("lost_holds"), named("lost_holds_first")));
+    }
+    if lost.is_empty() {
         return ok(&name, format!("{done}; nothing was lost"));
     }
-    let named = noticed.report.get("lost_first").map(serde_json::Value::to_string).unwrap_or_default();
-    let lost = format!("{} blocks of {} orders are lost with their keys, first {named}", count("lost_blocks"), count("lost_orders"));
     warn(
         &name,
-        format!("{done}; {lost}"),
-        "their personal data cannot be read by anyone; where it is still needed, see the system of record",
+        format!("{done}; {}", lost.join("; ")),
+        "that personal data cannot be read by anyone; where it is still needed, see the system of record, and add the holds again",
     )
 }
 

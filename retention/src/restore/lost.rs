@@ -157,6 +157,13 @@ pub struct Lost {
     pub blocks: BTreeMap<SellerId, u64>,
     /// Orders they belonged to, by seller and token.
     pub orders: Vec<(SellerId, EntityToken)>,
+    /// Legal holds whose key is lost, by seller and token: what they kept is gone from the cold store.
+    pub holds: Vec<(SellerId, EntityToken)>,
+}
+
+/// The first of `entities`, as `sunder check` names them.
+fn first(entities: &[(SellerId, EntityToken)]) -> Vec<String> {
+    entities.iter().take(NAMED_MAX).map(|(seller, token)| format!("{seller}|{token}")).collect()
 }
 
 /// Writes down what was lost, and so ends the restores that were noticed up to `noticed`.
@@ -171,8 +178,9 @@ pub async fn settle(keyring: &Keyring, noticed: &Noticed, lost: &Lost) -> Result
         report.insert("lost_blocks".to_owned(), json!(blocks));
         report.insert("lost_orders".to_owned(), json!(lost.orders.len()));
         report.insert("lost_by_seller".to_owned(), json!(lost.blocks));
-        let named: Vec<String> = lost.orders.iter().take(NAMED_MAX).map(|(seller, token)| format!("{seller}|{token}")).collect();
-        report.insert("lost_first".to_owned(), json!(named));
+        report.insert("lost_first".to_owned(), json!(first(&lost.orders)));
+        report.insert("lost_holds".to_owned(), json!(lost.holds.len()));
+        report.insert("lost_holds_first".to_owned(), json!(first(&lost.holds)));
     }
     let mut tx = keyring.db().begin_write().await?;
     sqlx::query("UPDATE restored SET state = 'settled' WHERE store = 'keys' AND id <= $1")
@@ -190,8 +198,8 @@ pub async fn settle(keyring: &Keyring, noticed: &Noticed, lost: &Lost) -> Result
         actor: ACTOR.to_owned(),
         action: "keys.lost",
         object: format!("restore {}", noticed.id),
-        outcome: if blocks == 0 { AuditOutcome::Success } else { AuditOutcome::Failure },
-        detail: json!({ "blocks": lost.blocks, "orders": lost.orders.len() }),
+        outcome: if blocks == 0 && lost.holds.is_empty() { AuditOutcome::Success } else { AuditOutcome::Failure },
+        detail: json!({ "blocks": lost.blocks, "orders": lost.orders.len(), "holds": lost.holds.len() }),
     };
     audit::append(&mut tx, keyring.now(), &event).await?;
     tx.commit().await.map_err(&failed)

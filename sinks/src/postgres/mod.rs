@@ -477,12 +477,13 @@ impl Backend for Postgres {
 
     async fn page(
         &self,
+        table: usize,
         seller: &SellerId,
         group: FieldGroup,
         after: Option<EntityToken>,
         limit: usize,
     ) -> Result<Vec<PiiRecord>, SinkError> {
-        self.sealed_page(seller, group, after, limit).await
+        self.sealed_page(table, seller, group, after, limit).await
     }
 
     async fn objects(&self) -> Result<Vec<(String, String)>, SinkError> {

@@ -143,12 +143,14 @@ impl Postgres {
 
     pub(super) async fn sealed_page(
         &self,
+        table: usize,
         seller: &SellerId,
         group: FieldGroup,
         after: Option<EntityToken>,
         limit: usize,
     ) -> Result<Vec<PiiRecord>, SinkError> {
-        let rows: Vec<Sealed> = sqlx::query_as(PAGE_SQL_POSTGRES)
+        let Some(sql) = PAGE_SQL_POSTGRES.get(table) else { return Ok(Vec::new()) };
+        let rows: Vec<Sealed> = sqlx::query_as(*sql)
             .bind(seller.as_str())
             .bind(group.as_str())
             // Tokens are hex of one length; the empty text comes before all of them.

@@ -118,12 +118,14 @@ impl Sqlite {
 
     pub(super) async fn sealed_page(
         &self,
+        table: usize,
         seller: &SellerId,
         group: FieldGroup,
         after: Option<EntityToken>,
         limit: usize,
     ) -> Result<Vec<PiiRecord>, SinkError> {
-        let rows: Vec<Sealed> = sqlx::query_as(PAGE_SQL_SQLITE)
+        let Some(sql) = PAGE_SQL_SQLITE.get(table) else { return Ok(Vec::new()) };
+        let rows: Vec<Sealed> = sqlx::query_as(*sql)
             .bind(seller.as_str().to_owned())
             .bind(group.as_str())
             // Tokens are hex of one length; the empty text comes before all of them.

@@ -156,7 +156,7 @@ struct Restored {
     cases: [String; 2],
 }
 
-async fn restored(services: &Services, stores: Stores, seed: u64, parts: &[Part]) -> Restored {
+async fn restored(services: &Services, stores: Stores, seed: u64, parts: &[Part], meanwhile: impl FnOnce(&World, &[Order])) -> Restored {
     let mut world = World::growing(services, stores, (2, 40, 200), seed, "none").await;
     until_idle(&world);
     let known = orders_of(&world).await;
@@ -174,6 +174,7 @@ async fn restored(services: &Services, stores: Stores, seed: u64, parts: &[Part]
     let younger: BTreeSet<Order> = orders_of(&world).await.difference(&known).cloned().collect();
     let younger = readable(&world, &younger, 3);
     are(&world, gone, "erased");
+    meanwhile(&world, kept);
     for backup in backups {
         backup.restore().await;
     }
@@ -182,7 +183,7 @@ async fn restored(services: &Services, stores: Stores, seed: u64, parts: &[Part]
 
 async fn key_database(stores: Stores, seed: u64, parts: &[Part]) {
     let Some(services) = Services::from_env() else { return };
-    let Restored { world, kept, gone, younger, cases } = restored(&services, stores, seed, parts).await;
+    let Restored { world, kept, gone, younger, cases } = restored(&services, stores, seed, parts, |_, _| {}).await;
     let (kept, gone) = (kept.as_slice(), gone.as_slice());
     let said = check_says(&world, "key database");
     assert_eq!(said[0]["status"], "fail", "{said:?}");
@@ -229,7 +230,7 @@ async fn a_key_database_and_a_vault_restored_together_open_nothing_that_was_eras
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_vault_forgets_again_what_was_erased_and_catches_up() {
     let Some(services) = Services::from_env() else { return };
-    let Restored { world, kept, gone, younger, cases } = restored(&services, Stores::Sqlite, 34, &[Part::Vault]).await;
+    let Restored { world, kept, gone, younger, cases } = restored(&services, Stores::Sqlite, 34, &[Part::Vault], |_, _| {}).await;
     are(&world, &gone, "erased");
     until_idle(&world);
     are(&world, &gone, "erased");
@@ -248,7 +249,14 @@ async fn a_restored_vault_forgets_again_what_was_erased_and_catches_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_had_again_after_a_restore_is_counted_and_named_and_leaves_every_store() {
     let Some(services) = Services::from_env() else { return };
-    let Restored { mut world, gone, younger, .. } = restored(&services, Stores::Sqlite, 35, &[Part::Keys]).await;
+    let hold = |world: &World, kept: &[Order]| {
+        let (seller, order) = &kept[0];
+        let what = ["--statute", "HGB 257", "--document", "invoice", "--fields", "recipient_address", "--until", "2040-12-31", "--json"];
+        let held = world.run(&[&["hold", "add", "--seller", seller, "--order", order][..], &what].concat()).expect(0);
+        assert_eq!(held["kept"], json!(["recipient_address"]), "{held:#}");
+    };
+    let Restored { mut world, gone, younger, .. } = restored(&services, Stores::Sqlite, 35, &[Part::Keys], hold).await;
+    assert_eq!(held_blocks(&world).await, 1, "what the hold kept, beside a database that does not know of it");
     // By now every deadline has passed: what is fetched again is not sealed any more, and the keys of the younger orders are lost.
     world.simulator.post("/_sim/clock", json!({"advance": "70d"})).await;
     world.set("SUNDER_CLOCK__OFFSET", "72d");
@@ -262,10 +270,19 @@ async fn what_cannot_be_had_again_after_a_restore_is_counted_and_named_and_leave
     let detail = said[0]["detail"].as_str().expect("text");
     assert_eq!(said[0]["status"], "warn", "{said:?}");
     assert!(detail.contains("are lost with their keys"), "{detail}");
+    assert!(detail.contains("what 1 legal holds kept is lost with their keys, first "), "{detail}");
+    assert_eq!(held_blocks(&world).await, 0, "nobody opens it");
     until_idle(&world);
     assert_eq!(orphans(&world).await, BTreeSet::new(), "lost blocks have left the vault");
     assert_eq!(overdue(&world, 72).await, 0, "what still opens arrived late enough");
     assert_counts_without(&world, 1).await;
+}
+
+/// Blocks in the cold store.
+async fn held_blocks(world: &World) -> i64 {
+    use sqlx::Connection;
+    let mut connection = sqlx::SqliteConnection::connect(&world.urls.vault).await.expect("the database answers");
+    sqlx::query_scalar("SELECT count(*) FROM held_block").fetch_one(&mut connection).await.expect("query")
 }
 
 /// Orders with rows in the vault whose keys nobody has.
