@@ -51,7 +51,7 @@ impl NoteError {
     }
 }
 
-/// Signs notes under one name. Its secret half is wiped on drop by ring's owner and never prints.
+/// Signs notes under one name. Its secret half never prints; ring does not wipe it on drop.
 pub struct NoteSigner {
     name: String,
     id: u32,

@@ -7,8 +7,8 @@ use sunder_retention::audit::{self, HEAD_KEY};
 use sunder_retention::case::KnownLog;
 use sunder_schemas::chain::ChainHead;
 use sunder_schemas::ids::{CaseId, Partition};
-use sunder_schemas::tlog;
 use sunder_schemas::topic::Topic;
+use sunder_schemas::{note, tlog};
 
 use crate::kafka::{Kafka, KafkaError, Record, blocking};
 
@@ -36,6 +36,12 @@ struct PublishedCertificate {
     head: String,
 }
 
+/// What a statement says of whose it is.
+#[derive(Deserialize)]
+struct OfCase {
+    case: CaseId,
+}
+
 /// The newest signed head of the audit chain as it was published.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,8 +62,13 @@ impl Published {
         if published.leaf.checked_add(1) != Some(head.size) {
             return None;
         }
+        let case = CaseId::parse(key).ok()?;
+        let signed: OfCase = serde_json::from_slice(&note::open(published.note.as_bytes(), verifier_key).ok()?.text).ok()?;
+        if signed.case != case {
+            return None;
+        }
         self.certificates.heads.push(head);
-        self.certificates.notes.insert(CaseId::parse(key).ok()?, published.note.into_bytes());
+        self.certificates.notes.insert(case, published.note.into_bytes());
         Some(())
     }
 
@@ -105,5 +116,39 @@ impl Kafka {
             Ok(published)
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sunder_schemas::note::NoteSigner;
+    use sunder_schemas::tlog::{Hash, Head};
+
+    use super::*;
+
+    #[test]
+    fn any_flipped_bit_of_a_published_certificate_is_found() {
+        let signer = NoteSigner::from_seed("example.com/sunder", &[7; 32]).unwrap();
+        let case = "case-20270101-0011223344556677";
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let note = text(signer.sign(format!("{{\"case\":\"{case}\"}}\n").as_bytes()).unwrap());
+        let head = text(tlog::sign_head(&signer, &Head { size: 4, root: Hash([7; 32]) }).unwrap());
+        let value = serde_json::json!({ "leaf": 3, "note": note, "head": head }).to_string().into_bytes();
+        let is_taken = |key: &[u8], value: &[u8]| {
+            let key = String::from_utf8_lossy(key).into_owned();
+            Published::default().certificate(&key, value, &signer.verifier_key()).is_some()
+        };
+        assert!(is_taken(case.as_bytes(), &value), "the control");
+        let flipped = |bytes: &[u8], bit: usize| {
+            let mut bytes = bytes.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            bytes
+        };
+        for bit in 0..value.len() * 8 {
+            assert!(!is_taken(case.as_bytes(), &flipped(&value, bit)), "bit {} of byte {} of the value", bit % 8, bit / 8);
+        }
+        for bit in 0..case.len() * 8 {
+            assert!(!is_taken(&flipped(case.as_bytes(), bit), &value), "bit {} of byte {} of the key", bit % 8, bit / 8);
+        }
     }
 }
