@@ -15,6 +15,9 @@ const NON_PERSONAL_MONTHS_MAX: u32 = 18;
 /// Shortest life of audit events: twelve months and a margin (DESIGN section 4).
 const AUDIT_MIN: Period = Period::days(400);
 
+/// Longest that a process may use a key which was destroyed without its hearing of it (DESIGN section 5).
+const LEASE_MAX: Period = Period::Millis(60_000);
+
 /// All that is wrong with `config`, each with its key and the fix; empty where it can be used.
 #[must_use]
 pub fn check(config: &Config) -> Vec<String> {
@@ -61,6 +64,9 @@ fn periods(config: &Config, problems: &mut Vec<String>) {
     }
     if retention.audit.millis_max() < AUDIT_MIN.millis_max() {
         problems.push("retention.audit: 400d at least".to_owned());
+    }
+    if config.keys.lease.is_some_and(|lease| lease.millis_max() > LEASE_MAX.millis_max()) {
+        problems.push("keys.lease: 60s at most".to_owned());
     }
     let margins = retention.margin.millis_max() + Period::days(i64::from(config.keys.backup_days)).millis_max();
     if margins >= retention.personal_after_delivery.millis_max() {

@@ -189,6 +189,7 @@ mod tests {
             ("rate_scale = 1.0", "rate_scale = 10.0", "rate_scale"),
             ("bootstrap = \"kafka-1:9092\"", "bootstrap = \"embedded\"", "embedded"),
             ("file_root_reason = \"one machine, disk encrypted\"", "", "file_root_reason"),
+            ("lease = \"60s\"", "lease = \"61s\"", "keys.lease"),
         ] {
             assert!(EXAMPLE.contains(from), "{from}");
             let error = parse_text(&EXAMPLE.replacen(from, to, 1)).unwrap_err().to_string();
