@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, setrlimit};
 use sunder::cli::{Cli, WRONG_USE};
 use sunder::output::Output;
 use sunder::{commands, telemetry};
@@ -25,12 +26,21 @@ fn wrong_use(wrong: &clap::Error) -> ExitCode {
     ExitCode::from(WRONG_USE)
 }
 
+/// A core dump would write the keys in memory to a disk that no erasure reaches.
+fn forbid_core_dumps() {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        tracing::warn!(kind = %error.kind(), "core dumps are not forbidden: switch them off for this user");
+    }
+}
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(wrong) => return wrong_use(&wrong),
     };
     let metrics = telemetry::install(if cli.command.tells_a_story() { telemetry::QUIET_FILTER } else { telemetry::FILTER });
+    forbid_core_dumps();
     // A second provider could only have been installed by this line running twice.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::warn!("a TLS provider was installed before");

@@ -7,9 +7,9 @@
 /// two statements of ours is near it), so is a wait for what such a one holds, and an answer that nobody takes.
 pub const SESSION_SQL: &str = "SET idle_in_transaction_session_timeout = '30s'; SET lock_timeout = '30s'; SET tcp_user_timeout = '30s'";
 
-/// The oldest holder of dead rows, in words; no row where there is none. A user without `pg_read_all_stats` sees no other user's: it is
+/// The oldest holders of dead rows, in words, three at the most; NULL where there is none. A user without `pg_read_all_stats` sees no other user's: it is
 /// told that these exist.
-pub const HOLDER_SQL: &str = "SELECT what FROM ( \
+pub const HOLDER_SQL: &str = "SELECT string_agg(what, ', ' ORDER BY age DESC) FROM (SELECT what, age FROM ( \
        SELECT format('a transaction open since %s in database %s (process %s of its server)', \
            to_char(xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), datname, pid) AS what, \
          greatest(age(backend_xid), CASE WHEN datname IS NULL OR datname = current_database() THEN age(backend_xmin) END) AS age \
@@ -19,7 +19,7 @@ pub const HOLDER_SQL: &str = "SELECT what FROM ( \
            database), age(transaction) FROM pg_prepared_xacts \
      UNION ALL \
        SELECT format('replication slot %s', slot_name), greatest(age(xmin), age(catalog_xmin)) FROM pg_replication_slots \
-     ) holder WHERE age IS NOT NULL ORDER BY age DESC LIMIT 1";
+     ) holder WHERE age IS NOT NULL ORDER BY age DESC LIMIT 3) oldest";
 
 /// What is said where [`HOLDER_SQL`] finds nothing: by then it has ended, or it may not be seen.
 pub const UNSEEN: &str = "a transaction that has ended by now, or one that this user may not see (pg_read_all_stats shows it)";

@@ -290,6 +290,9 @@ async fn an_idle_run_on_the_embedded_broker_leaves_the_processor_to_others() {
     let world = World::start(&embedded, Stores::Sqlite, 1, 5, 36, "none").await;
     let running = Running::start(&world).await;
     running.until_metric("sunder_sink_rows_written_total", 0.0).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", running.id())).expect("limits");
+    let core: Vec<&str> = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line").split_whitespace().collect();
+    assert_eq!(core[4..6], ["0", "0"], "a core dump would hold keys");
     // Not a wait for anything: the time over which it is measured, once what was begun with is settled.
     tokio::time::sleep(MEASURED).await;
     let percent = running.cpu_percent(MEASURED).await;
